@@ -1,0 +1,212 @@
+"""The experiment file: one YAML that names the model, the data, the orders, the training, the merges, the evaluation.
+
+The schema is pydantic's; unknown keys are refused, and all problems are reported together.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from ordermerge.errors import UserError, did_you_mean
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """The base model.
+
+    Attributes:
+        path: Local folder or hub id.
+        revision: Hub revision.
+        dtype: What the weights are stored and trained in; TRL's own default is float32.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class DataSection(_Section):
+    """The training data, and how a record becomes a sample.
+
+    Attributes:
+        train: A json, jsonl, parquet or csv file, or a hub dataset id.
+        config: The hub dataset's configuration.
+        split: The hub dataset's split.
+        validation: A file or hub id of the same form, or the fraction of the training data to hold out.
+        prompt: Template over a record's fields, such as "{question}".
+        completion: Template of what is learned.
+        messages: Field that holds chat messages, instead of the two templates.
+    """
+
+    train: str
+    config: str | None = None
+    split: str = "train"
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "DataSection":
+        templates = (self.prompt is not None, self.completion is not None)
+        if self.messages is None and not all(templates):
+            raise ValueError("needs `prompt` and `completion` (templates), or `messages` (a field of chat messages)")
+        if self.messages is not None and any(templates):
+            raise ValueError("takes `messages`, or `prompt` and `completion`, not both")
+        return self
+
+
+class OrdersSection(_Section):
+    """The K training orders.
+
+    Attributes:
+        count: K, the number of sub-models.
+        strategy: How the orders differ.
+        seed: Names the orders.
+    """
+
+    count: Annotated[int, Field(ge=2)]
+    strategy: Literal["random"] = "random"
+    seed: int = 0
+
+
+class EvaluationSection(_Section):
+    """What lm-evaluation-harness is asked for; the names are its own.
+
+    Attributes:
+        tasks: Task names.
+        include_path: Folder of local task YAML files.
+        model: lm-eval's model backend.
+        model_args: Further arguments of the backend.
+        batch_size: A number, or "auto".
+        device: Such as "cuda:0"; lm-eval chooses if not given.
+        num_fewshot: Examples before each question.
+        limit: Score only this many documents (or this fraction) of each task.
+        apply_chat_template: Whether to wrap requests in the model's chat template.
+        gen_kwargs: Generation arguments.
+        confirm_run_unsafe_code: Consent to run model-written code, for the tasks that ask for it.
+    """
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    include_path: str | None = None
+    model: str = "hf"
+    model_args: dict[str, Any] = {}
+    batch_size: int | str = 1
+    device: str | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    apply_chat_template: bool | str = False
+    gen_kwargs: dict[str, Any] = {}
+    confirm_run_unsafe_code: bool = False
+
+
+class Experiment(_Section):
+    """A whole experiment file.
+
+    Attributes:
+        name: Names the run directory.
+        model: The base model.
+        data: The training data.
+        orders: The K training orders.
+        sft: Fields of TRL's SFTConfig.
+        merges: Name of each merge, and its mergekit recipe without the models.
+        evaluation: What to score; None scores nothing.
+        directory: Folder of the experiment file, where its relative paths start.
+    """
+
+    name: Name
+    model: ModelSection
+    data: DataSection
+    orders: OrdersSection
+    sft: dict[str, Any] = {}
+    merges: dict[Name, dict[str, Any]] = {}
+    evaluation: EvaluationSection | None = None
+    directory: Annotated[Path, Field(exclude=True)] = Path()
+
+    def locate(self, path: str) -> Path | None:
+        """Return the absolute path of a file or folder that the experiment names, or None where there is none.
+
+        Args:
+            path: As written: relative to the experiment file, else to the working directory.
+        """
+        found = (p for p in (self.directory / path, Path(path)) if p.exists())
+        return next((p.resolve() for p in found), None)
+
+    def model_path(self) -> str:
+        """Return the base model as an absolute path, or as the hub id it then must be."""
+        return str(self.locate(self.model.path) or self.model.path)
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and check an experiment file.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The experiment, with defaults filled in.
+
+    Raises:
+        UserError: With every problem found: unreadable file, unknown keys, missing or wrong values.
+    """
+    content = read_yaml(path)
+    try:
+        return Experiment.model_validate({**content, "directory": path.resolve().parent})
+    except ValidationError as error:
+        raise UserError(f"{path}: {_sentence(detail)}" for detail in error.errors()) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose root is a mapping.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it is missing, unreadable, not YAML, or its root is something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (looked in {path.resolve().parent})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a YAML mapping (`key: value` lines); got {type(content).__name__}")
+    return content
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """Turn one of pydantic's errors into a sentence that names the key, and the remedy where there is one."""
+    where = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained-"))
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key `{where}`{did_you_mean(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]))}"
+    if detail["type"] == "missing":
+        return f"key `{where}` is missing"
+    if detail["type"] == "value_error":
+        return f"`{where}` {detail['ctx']['error']}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"`{where}` must be a plain name (letters, digits, `.`, `_`, `-`); got {detail['input']!r}"
+    return f"`{where}`: {detail['msg'][0].lower()}{detail['msg'][1:]}; got {detail['input']!r}"
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """Return the keys the schema knows at a place of the file."""
+    fields = Experiment.model_fields
+    for part in location:
+        annotation = fields[str(part)].annotation
+        sections = [annotation, *getattr(annotation, "__args__", ())]
+        fields = next(s for s in sections if isinstance(s, type) and issubclass(s, BaseModel)).model_fields
+    return [name for name in fields if name != "directory"]

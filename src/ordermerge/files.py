@@ -1,0 +1,96 @@
+"""Files that are either whole or absent, and fingerprints of what went into them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part.
+
+    Args:
+        path: Where to write; parent folders are made.
+        text: The content, written as UTF-8.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all (see `write_text`).
+
+    Args:
+        path: Where to write.
+        value: Anything `json` takes; other objects (paths, numpy scalars) are written as their text.
+    """
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place only when the block ends well.
+
+    An earlier folder at `path` stays until then, and the unfinished folder of an interrupted run is cleared.
+
+    Args:
+        path: The folder to make.
+
+    Yields:
+        The folder to fill, named `.NAME.partial`.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+
+
+def fingerprint(value: Any) -> str:
+    """Return the SHA-256 (hex) of a JSON-like value; the order of mapping keys does not matter.
+
+    Args:
+        value: Nested dicts, lists, strings, numbers, booleans, None and paths.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint_file(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes.
+
+    Args:
+        path: The file.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_path(path: Path) -> str:
+    """Return one SHA-256 (hex) for a file, or for the names and bytes of all files below a folder.
+
+    Compiled Python and hidden files do not count.
+
+    Args:
+        path: A file or folder.
+    """
+    if path.is_file():
+        return fingerprint_file(path)
+    files = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    visible = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    return fingerprint({p.relative_to(path).as_posix(): fingerprint_file(p) for p in visible})

@@ -1,0 +1,55 @@
+"""What "this value equals the base model's" means, in one place for merge kernels and analyses.
+
+Tensors are compared as *lanes*, their bits seen as signed integers of the same width: integer comparisons that write
+integers are vectorised by torch where comparisons of 16-bit floats are not.
+"""
+
+import torch
+
+LANES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def to_lanes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bits of a floating-point tensor as a flat integer tensor; no copy where it is contiguous.
+
+    Args:
+        tensor: Any shape; float16, bfloat16, float32 or float64.
+
+    Returns:
+        Tensor of shape [numel], of the signed integer type of the same width.
+
+    Raises:
+        ValueError: If the dtype is none of these.
+    """
+    if not tensor.is_floating_point() or tensor.element_size() not in LANES:
+        raise ValueError(f"dtype {tensor.dtype} is not supported; set `dtype: bfloat16` in the recipe to convert it")
+    return tensor.detach().contiguous().view(-1).view(LANES[tensor.element_size()])
+
+
+class Base:
+    """A piece of the base model, prepared for comparing many sub-models with it.
+
+    A value is unchanged when it `==` the base's in the tensors' dtype, or has exactly its bits: -0.0 equals 0.0, and
+    a NaN equals only a NaN of the same bits.
+
+    Args:
+        lanes: The base's bits (see `to_lanes`).
+    """
+
+    def __init__(self, lanes: torch.Tensor):
+        # Where the base is zero of either sign, the sign bit is set on both sides before they are compared.
+        sign = torch.iinfo(lanes.dtype).min
+        self._zero_sign = torch.add(lanes, lanes).eq_(0).mul_(sign)
+        self._lanes = torch.bitwise_or(lanes, self._zero_sign)
+
+    def changed(self, lanes: torch.Tensor) -> torch.Tensor:
+        """Return 1 where a value differs from the base's and 0 where it is unchanged.
+
+        Args:
+            lanes: The other model's bits, shape [numel].
+
+        Returns:
+            Integer tensor of the shape and type of `lanes`.
+        """
+        signed = torch.bitwise_or(lanes, self._zero_sign)
+        return torch.ne(signed, self._lanes, out=signed)
