@@ -1,7 +1,4 @@
-"""Write train.jsonl, valid.jsonl and test.jsonl: worded arithmetic problems, answered by chained arithmetic.
-
-python recipes/quickstart/make_data.py [--out DIR]
-"""
+"""Write worded arithmetic problems, answered by chained arithmetic: python recipes/quickstart/make_data.py [--out DIR]."""
 
 import argparse
 import json
