@@ -1,7 +1,7 @@
 """The one exception that means "the user can mend this": no traceback, exit status 1.
 
-    ValueError
-    └── UserError          one sentence, or several problems found together
+ValueError
+└── UserError          one sentence, or several problems found together
 """
 
 import difflib

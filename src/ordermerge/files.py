@@ -38,27 +38,28 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its place only when the block ends well.
+    """Yield an empty folder that takes the place of `path` only when the block ends well.
 
-    An earlier folder at `path` stays until then, and the unfinished folder of an interrupted run is cleared.
+    An earlier folder at `path` stays until then, and what an interrupted run left is cleared first.
 
     Args:
         path: The folder to make.
 
     Yields:
-        The folder to fill, named `.NAME.partial`.
+        The folder to fill, `.NAME.partial/NAME` beside `path`: some programs write a folder's own name into its files.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    path = path.resolve()
+    workplace = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(workplace, ignore_errors=True)
+    partial = workplace / path.name
     partial.mkdir(parents=True)
     try:
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(partial, path)
+        if path.exists():
+            os.replace(path, workplace / ".before")
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
 
 
 def fingerprint(value: Any) -> str:

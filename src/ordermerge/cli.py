@@ -1,0 +1,130 @@
+"""The command line. Each command imports what it needs itself, so that `--help` is quick."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ordermerge import __version__
+from ordermerge.errors import UserError
+
+RUNS_DIR = click.option(
+    "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
+)
+
+
+def _user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a user's mistake into one clear message and exit status 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ordermerge")
+def main() -> None:
+    """Fine-tune one model on the same data in several orders, merge the results, and score what it bought."""
+    # Fast enough to never notice, and it keeps tokenizers from warning about every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@main.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check everything that can be checked, print the plan, and stop.")
+@click.option(
+    "--force",
+    type=click.Choice(["train", "merge", "eval"]),
+    help="Redo this stage and those after it, even if they are done.",
+)
+@RUNS_DIR
+@_user_errors
+def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> None:
+    """Train, merge, evaluate and report, as the EXPERIMENT file says.
+
+    Run it again to go on after an interruption: what is done is not done twice.
+    """
+    from ordermerge.run import run_experiment
+
+    run_experiment(experiment, runs_dir, force=force, dry_run=dry_run)
+
+
+@main.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--order", type=click.IntRange(min=0), help="Train only this order (0 to K-1), as in a Slurm array.")
+@RUNS_DIR
+@_user_errors
+def train(experiment: Path, order: int | None, runs_dir: Path) -> None:
+    """Fine-tune the base model once for each order of the data."""
+    from ordermerge.run import train_experiment
+
+    for directory in train_experiment(experiment, runs_dir, only=order):
+        click.echo(directory)
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+    options_metavar="RECIPE OUT [mergekit-yaml's options]",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@_user_errors
+def merge(arguments: tuple[str, ...]) -> None:
+    """Merge models with mergekit, with the recipe checked first. Takes mergekit-yaml's options."""
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.run_yaml import main as mergekit_yaml
+
+    from ordermerge.merging import merge as merge_recipe
+
+    context = mergekit_yaml.make_context("ordermerge merge", list(arguments))
+    recipe, out = Path(context.params.pop("config_file")), Path(context.params.pop("out_path"))
+    options = MergeOptions(**context.params)
+    options.apply_global_options()
+    merge_recipe(recipe, out, options)
+    click.echo(f"merged {recipe} into {out}", err=True)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_user_errors
+def check(file: Path) -> None:
+    """Check a mergekit recipe or an experiment FILE; report all problems at once."""
+    from ordermerge.run import check_file
+
+    kind = check_file(file)
+    click.echo(f"{file}: the {kind} is well-formed")
+
+
+@main.command(name="eval")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--tasks", required=True, help="lm-eval task names, comma-separated.")
+@click.option("--include-path", help="Folder of local lm-eval task files.")
+@click.option("--out", default="eval", show_default=True, type=click.Path(path_type=Path), help="Where results go.")
+@click.option("--model", default="hf", show_default=True, help="lm-eval's model backend.")
+@click.option("--model-args", default="", help="Further backend arguments: key=value,key=value.")
+@click.option("--batch-size", default="1", show_default=True, help='A number, or "auto".')
+@click.option("--device", help='Such as "cuda:0" or "cpu".')
+@click.option("--num-fewshot", type=int, help="Examples before each question.")
+@click.option("--limit", type=float, help="Score only so many documents of each task (for trying things out).")
+@click.option("--gen-kwargs", default="", help="Generation arguments: key=value,key=value.")
+@click.option("--apply-chat-template", is_flag=True, help="Wrap requests in the model's chat template.")
+@click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run model-written code.")
+@_user_errors
+def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) -> None:
+    """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table."""
+    from ordermerge.run import evaluate_models
+
+    evaluate_models(models, out, {"tasks": [name.strip() for name in tasks.split(",")], **settings})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""One recipe to one model: mergekit merges; what is around it makes the result whole or absent."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+
+from ordermerge.errors import UserError
+from ordermerge.experiment import read_yaml
+from ordermerge.files import fingerprint, new_directory
+from ordermerge.merge_methods.check import check_recipe
+from ordermerge.provenance import record
+from ordermerge.stages import mark_done
+
+MARKER = "ordermerge.json"
+# What makes a checkpoint's text come out right, taken from the first sub-model: mergekit takes it from the base.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mapping[str, Any] | None = None) -> None:
+    """Check a recipe, merge it with mergekit, and put the finished model in place.
+
+    Config, tokenizer, chat template and generation config come from the first listed sub-model, unless the recipe
+    itself says what the tokenizer or the layers are to be.
+
+    Args:
+        recipe_path: The mergekit recipe.
+        out: Folder to make; an earlier merge there is replaced when the new one is whole.
+        options: mergekit's options.
+        inputs: What the model's marker is to remember of the inputs; the recipe, if not given.
+
+    Raises:
+        UserError: If the recipe has problems, mergekit refuses it, or `out` holds something that is no merge.
+    """
+    source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
+    recipe = read_yaml(recipe_path)
+    if problems := check_recipe(recipe):
+        raise UserError(f"{recipe_path}: {problem}" for problem in problems)
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "mergekit_config.yml").exists():
+        raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
+    started = time.time()
+    config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
+    with new_directory(out) as partial:
+        cache = options.lora_merge_cache or str(partial.parent / "lora")
+        try:
+            run_merge(config, str(partial), options.model_copy(update={"lora_merge_cache": cache}), source)
+        except (ValueError, RuntimeError, TypeError, OSError, KeyError) as error:
+            raise UserError(f"{recipe_path}: mergekit could not merge it: {error}") from error
+        config = MergeConfiguration.model_validate(with_absolute_paths(recipe))  # run_merge rewrites its own
+        if not (config.slices or config.modules or config.tokenizer or config.tokenizer_source or config.chat_template):
+            _dress(partial, config, copy_tokenizer=options.copy_tokenizer)
+        seconds = round(time.time() - started, 1)
+        noted = {"recipe": recipe, "seconds": seconds, **record(recipe_path.resolve().parent)}
+        mark_done(partial / MARKER, dict(inputs or {"recipe": fingerprint(recipe)}), noted)
+
+
+def with_absolute_paths(node: Any) -> Any:
+    """Return a recipe with every existing local model named by its absolute path.
+
+    mergekit takes a bare relative name for a hub id when it writes the model card, and looks it up online.
+
+    Args:
+        node: A recipe, or a part of one.
+    """
+    if isinstance(node, list):
+        return [with_absolute_paths(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    return {
+        key: _absolute(item)
+        if key in ("model", "base_model", "tokenizer_source", "source")
+        else with_absolute_paths(item)
+        for key, item in node.items()
+    }
+
+
+def _absolute(reference: Any) -> Any:
+    if reference in (None, "union", "base") or not isinstance(reference, str):
+        return with_absolute_paths(reference)
+    parsed = ModelReference.parse(reference)
+    parts = [part for part in (parsed.model, parsed.lora) if part]
+    texts = [str(Path(p.path).resolve()) if Path(p.path).exists() and not p.revision else str(p) for p in parts]
+    return "+".join(texts)
+
+
+def _dress(merged: Path, config: MergeConfiguration, *, copy_tokenizer: bool) -> None:
+    """Give a merged model the config, tokenizer, chat template and generation config of the first sub-model."""
+    assert config.models is not None
+    first = next((entry.model for entry in config.models if entry.model != config.base_model), config.models[0].model)
+    made = first.config()
+    made.dtype = config.out_dtype or config.dtype or made.dtype
+    made.save_pretrained(merged)
+    donor = Path(first.model.path)
+    if first.lora and (Path(first.lora.path) / "tokenizer_config.json").exists():
+        donor = Path(first.lora.path)
+    if copy_tokenizer and donor.is_dir():
+        for name in _TOKENIZER_FILES:
+            (merged / name).unlink(missing_ok=True)
+            if (donor / name).exists():
+                shutil.copy(donor / name, merged / name)

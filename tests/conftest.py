@@ -1,0 +1,61 @@
+"""What all tests share: tiny real checkpoints, and the versions that a failure must be read with."""
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789+-=.,?"]
+SMALL = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**SMALL, **HEADS, **TOKENS, tie_word_embeddings=False),
+    "llama_tied": lambda: transformers.LlamaConfig(**SMALL, **HEADS, **TOKENS, tie_word_embeddings=True),
+    "qwen2_tied": lambda: transformers.Qwen2Config(**SMALL, **HEADS, **TOKENS, tie_word_embeddings=True),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=len(WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=128, **TOKENS
+    ),
+}
+
+
+def pytest_report_header() -> str:
+    names = ("ordermerge", "mergekit", "torch", "transformers", "trl", "lm_eval")
+    return "versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in names)
+
+
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Path]]:
+    """Return a function that writes a base model and K sub-models of it, half of whose values are unchanged."""
+
+    def family(kind: str = "llama", count: int = 3, dtype: torch.dtype = torch.bfloat16) -> list[Path]:
+        root = tmp_path_factory.mktemp(kind)
+        generator = torch.Generator().manual_seed(7)
+        torch.manual_seed(7)
+        config = CONFIGS[kind]()
+        config.dtype = dtype
+        base = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+        for name in ["base", *(f"sub{k}" for k in range(count))]:
+            model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+            model.load_state_dict(base.state_dict())
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    change = torch.rand(parameter.shape, generator=generator) < (0.5 if name != "base" else 0)
+                    parameter[change] += torch.randn(int(change.sum()), generator=generator).to(dtype)
+            model.save_pretrained(root / name)
+            make_tokenizer().save_pretrained(root / name)
+        return [root / name for name in ["base", *(f"sub{k}" for k in range(count))]]
+
+    return family
