@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` each do all set-up themselves: a virtual environment in .venv, with the package
+# built as a wheel from a clean copy of this folder (building in place would leave stale modules for later wheels).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/ordermerge run recipes/quickstart/experiment.yml
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(VENV) && $(BIN)/mypy --config-file ../pyproject.toml -p ordermerge
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.installed: $(VENV)/.environment $(shell find $(SOURCES) -type f -not -name '*.pyc')
+	rm -rf $(VENV)/source && mkdir $(VENV)/source && cp -R $(SOURCES) $(VENV)/source
+	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/source/dist $(VENV)/source
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/source/dist/*.whl
+	touch $@
+
+# The dependencies change rarely and take minutes: they are installed apart from the package.
+$(VENV)/.environment: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ordermerge needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python scripts/requirements.py pyproject.toml dev > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	touch $@

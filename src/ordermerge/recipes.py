@@ -1,0 +1,65 @@
+"""Complete mergekit recipes from an experiment's merges, each runnable by the stock command on its own."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit.config import ConfigYamlDumper
+from mergekit.merge_methods import registered_methods
+from mergekit.merge_methods.base import BasePolicy
+
+from ordermerge.experiment import Experiment
+from ordermerge.files import write_text
+
+# mergekit draws for these methods from the global generator, which only this option fixes.
+_GLOBAL_DRAW = ("dare_", "della")
+RANDOM_SEED = 0
+
+
+def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> dict[str, Any]:
+    """Return the mergekit recipe of one of an experiment's merges.
+
+    The sub-models are filled in, in order, and what the experiment leaves out: the dtype, and the base model for the
+    methods that need it or, with `resample`, compare with it. (mergekit would average a base model that it is given
+    and does not need.)
+
+    Args:
+        experiment: The experiment.
+        run_directory: Where its sub-models are, or will be; absolute.
+        name: The merge.
+    """
+    given = dict(experiment.merges[name])
+    recipe: dict[str, Any] = {"merge_method": given.pop("merge_method", None)}
+    policies = {method.spec.name: method.spec.contract.base for method in registered_methods()}
+    if "base_model" in given:
+        given_base = given.pop("base_model")
+        recipe["base_model"] = str(experiment.locate(str(given_base)) or given_base)
+    elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
+        recipe["base_model"] = experiment.model_path()
+    directories = (run_directory / "orders" / str(order) for order in range(experiment.orders.count))
+    recipe["models"] = [{"model": str(directory)} for directory in directories]
+    return {**recipe, "dtype": experiment.model.dtype, **given}
+
+
+def random_seed(recipe: dict[str, Any]) -> int | None:
+    """Return the `--random-seed` that a recipe needs to give the same model twice, or None if it needs none.
+
+    Args:
+        recipe: The recipe.
+    """
+    return RANDOM_SEED if str(recipe["merge_method"]).startswith(_GLOBAL_DRAW) else None
+
+
+def write_recipe(recipe: dict[str, Any], path: Path, out: Path) -> None:
+    """Write a recipe with a header that gives the exact stock command.
+
+    Args:
+        recipe: The recipe.
+        path: File to write.
+        out: Where the command is to write the model.
+    """
+    seed = random_seed(recipe)
+    option = "" if seed is None else f" --random-seed {seed}"
+    # The order of the keys is the order to be read in: what, inputs, parameters.
+    body = yaml.dump(recipe, Dumper=ConfigYamlDumper, sort_keys=False)
+    write_text(path, f"# mergekit-yaml {path} {out}{option}\n{body}")

@@ -1,0 +1,79 @@
+"""One page that says what a run found and how to get every number of it again."""
+
+import json
+from pathlib import Path
+
+from ordermerge.eval.table import Row, markdown_table
+from ordermerge.experiment import Experiment
+from ordermerge.files import write_text
+from ordermerge.provenance import record
+
+
+def write_report(experiment: Experiment, run_directory: Path, path: Path, rows: list[Row]) -> Path:
+    """Write `report.md` of a run.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Its run directory.
+        path: The experiment file.
+        rows: The scores; none if nothing was evaluated.
+
+    Returns:
+        The file.
+    """
+    table = markdown_table(rows) if rows else "Nothing was evaluated: the experiment has no `evaluation` section.\n"
+    sections = [
+        f"# {experiment.name}",
+        f"## Scores\n\n{table}",
+        f"## Models\n\n{_models(experiment)}",
+        f"## Cost\n\n{_cost(experiment, run_directory)}",
+        f"## Reproduce\n\n{_reproduce(experiment, run_directory, path)}",
+    ]
+    report = run_directory / "report.md"
+    write_text(report, "\n\n".join(section.rstrip() for section in sections) + "\n")
+    return report
+
+
+def _models(experiment: Experiment) -> str:
+    count = experiment.orders.count
+    lines = [
+        f"- `base`: {experiment.model.path}, before fine-tuning",
+        f"- `order_0` to `order_{count - 1}`: sub-models, one for each of {count} orders of the same data "
+        f"(strategy `{experiment.orders.strategy}`, seed {experiment.orders.seed})",
+    ]
+    for name, recipe in experiment.merges.items():
+        lines.append(f"- `{name}`: the {count} sub-models merged with `{recipe.get('merge_method')}`")
+    return "\n".join(lines)
+
+
+def _cost(experiment: Experiment, run_directory: Path) -> str:
+    """Say what the merged models cost, because training once for longer is the alternative to them."""
+    orders = [
+        json.loads((run_directory / "orders" / str(k) / "order" / "order.json").read_text(encoding="utf-8"))
+        for k in range(experiment.orders.count)
+    ]
+    consumed = sum(order["samples_consumed"] for order in orders)
+    seconds = sum(order["seconds"] for order in orders)
+    return (
+        f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples. A merged model used all {len(orders)} "
+        f"of them: {consumed:,} samples, {seconds:,.0f} s of training on this machine. One run on as many samples "
+        "costs the same; whether it scores better is not measured here."
+    )
+
+
+def _reproduce(experiment: Experiment, run_directory: Path, path: Path) -> str:
+    made = record(path.resolve().parent)
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    lines = [
+        "```",
+        f"ordermerge run {path} --runs-dir {run_directory.parent}",
+        "```",
+        "",
+        f"- experiment, resolved: `{run_directory / 'experiment.yml'}`",
+        "- orders: `orders/K/order/` (what was trained on, when), recipes: `recipes/NAME.yml` (each names its command)",
+        "- scores: `eval/NAME/` holds lm-eval's own result and sample files",
+        f"- commit: {made['git_commit'] or 'not in a git checkout'}",
+        f"- versions: {versions}",
+        f"- platform: {made['platform']}",
+    ]
+    return "\n".join(lines)

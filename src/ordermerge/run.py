@@ -1,0 +1,254 @@
+"""The whole chain over one run directory: train, merge, evaluate, report. What is done is not done twice."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from mergekit.options import MergeOptions
+
+from ordermerge.errors import UserError
+from ordermerge.eval.models import identity
+from ordermerge.eval.saved import MARKER as EVAL_MARKER
+from ordermerge.eval.scoring import ScoringFailed, check_evaluation, evaluation_inputs, score_models
+from ordermerge.eval.table import Row, print_table
+from ordermerge.experiment import EvaluationSection, Experiment, load_experiment
+from ordermerge.files import fingerprint, write_text
+from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merging import MARKER as MERGE_MARKER
+from ordermerge.merging import merge
+from ordermerge.provenance import record
+from ordermerge.recipes import complete_recipe, random_seed, write_recipe
+from ordermerge.report import write_report
+from ordermerge.stages import is_done
+from ordermerge.train import check_data, check_sft, order_inputs, train_orders
+
+STAGES = ("train", "merge", "eval")
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work of a run: what makes it, where its marker is, what it is made from.
+
+    Attributes:
+        stage: One of `STAGES`.
+        name: The order, merge or model.
+        marker: Its marker file.
+        inputs: What the marker is to remember.
+    """
+
+    stage: str
+    name: str
+    marker: Path
+    inputs: dict[str, Any]
+
+    def is_done(self) -> bool:
+        """Return whether the step was finished with these inputs; raises UserError if it was with others."""
+        return is_done(self.marker, self.inputs, stage=self.stage)
+
+
+def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
+    """Do what of an experiment is not done yet, and write the report.
+
+    Args:
+        path: The experiment file.
+        runs_dir: Holds the run directories.
+        force: A stage to do again, with all after it.
+        dry_run: Check everything that can be checked, print the plan, and change nothing.
+
+    Raises:
+        UserError: For problems in the experiment, and if something was made from another experiment.
+    """
+    experiment = load_experiment(path)
+    if problems := check_experiment(experiment):
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    run_directory = (runs_dir / experiment.name).resolve()
+    steps = plan(experiment, run_directory)
+    redone = set(STAGES[STAGES.index(force) :]) if force else set()
+    todo = _unfinished(step for step in steps if step.stage not in redone)
+    todo += [step for step in steps if step.stage in redone]
+    _print_plan(experiment, run_directory, steps, todo)
+    if dry_run:
+        return
+    for step in steps:
+        if step.stage in redone:
+            step.marker.unlink(missing_ok=True)
+    _write_resolved(experiment, path, run_directory)
+    train_orders(experiment, run_directory)
+    for step in steps:
+        if step.stage == "merge":
+            _merge(experiment, run_directory, step)
+    rows = _evaluate(experiment, run_directory, steps)
+    report = write_report(experiment, run_directory, path, rows)
+    if rows:
+        print_table(rows)
+    click.echo(f"report: {report}")
+
+
+def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> list[Path]:
+    """Train an experiment's sub-models, or one of them.
+
+    Args:
+        path: The experiment file.
+        runs_dir: Holds the run directories.
+        only: The one order to train.
+
+    Returns:
+        The sub-model directories.
+
+    Raises:
+        UserError: For problems in the parts of the experiment that training uses.
+    """
+    experiment = load_experiment(path)
+    if problems := [*check_sft(experiment), *check_data(experiment)]:
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    run_directory = (runs_dir / experiment.name).resolve()
+    _write_resolved(experiment, path, run_directory)
+    return train_orders(experiment, run_directory, only=only)
+
+
+def check_experiment(experiment: Experiment) -> list[str]:
+    """Return every problem of an experiment that can be found before anything is made.
+
+    Args:
+        experiment: The experiment.
+    """
+    problems = [*check_sft(experiment), *check_data(experiment)]
+    for name in experiment.merges:
+        if name == BASE or name.startswith("order_"):
+            problems.append(f"merges.{name}: this name is taken by the unmerged models; choose another")
+        if "models" in experiment.merges[name]:
+            problems.append(f"merges.{name}: leave out `models`; `run` fills in the sub-models")
+        recipe = complete_recipe(experiment, Path(), name)
+        problems += [f"merges.{name}: {problem}" for problem in check_recipe(recipe, models_exist=False)]
+    if experiment.evaluation:
+        problems += [f"evaluation: {problem}" for problem in check_evaluation(evaluation_settings(experiment))]
+    return problems
+
+
+def check_file(path: Path) -> str:
+    """Check a recipe or an experiment, whichever the file is, and return which it is.
+
+    Args:
+        path: The YAML file.
+
+    Raises:
+        UserError: With every problem found.
+    """
+    from ordermerge.experiment import read_yaml
+
+    content = read_yaml(path)
+    if "merge_method" in content:
+        kind, problems = "recipe", check_recipe(content)
+    else:
+        kind, problems = "experiment", check_experiment(load_experiment(path))
+    if problems:
+        raise UserError(f"{path}: {problem}" for problem in problems)
+    return kind
+
+
+def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
+    """Return all steps of an experiment, in the order they are done in.
+
+    A step's inputs hold the fingerprints of the inputs of the steps it builds on, not of their outputs.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Its run directory.
+    """
+    base = identity(experiment.model_path())
+    orders = [
+        Step("train", f"order_{k}", run_directory / "orders" / str(k) / "order" / "order.json", inputs)
+        for k, inputs in enumerate(order_inputs(experiment))
+    ]
+    trained = [fingerprint(step.inputs) for step in orders]
+    merges = []
+    for name, given in experiment.merges.items():
+        uses_base = "base_model" in complete_recipe(experiment, run_directory, name)
+        inputs = {"recipe": given, "dtype": experiment.model.dtype, "orders": trained, "base": base if uses_base else None}
+        merges.append(Step("merge", name, run_directory / "merges" / name / MERGE_MARKER, inputs))
+    if not experiment.evaluation:
+        return [*orders, *merges]
+    models = {BASE: base, **{step.name: {"made_from": fingerprint(step.inputs)} for step in (*orders, *merges)}}
+    scored = evaluation_inputs(models, evaluation_settings(experiment))
+    folder = run_directory / "eval"
+    return [*orders, *merges, *(Step("eval", name, folder / name / EVAL_MARKER, scored[name]) for name in models)]
+
+
+def evaluation_settings(experiment: Experiment) -> EvaluationSection:
+    """Return the evaluation section with its include path found.
+
+    Args:
+        experiment: An experiment that has one.
+    """
+    settings = experiment.evaluation
+    assert settings is not None
+    found = experiment.locate(settings.include_path) if settings.include_path else None
+    return settings.model_copy(update={"include_path": str(found)}) if found else settings
+
+
+def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
+    """Return name and place of every model of an experiment: base, sub-models, merges.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Its run directory.
+    """
+    orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
+    merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
+    return {BASE: experiment.model_path(), **orders, **merges}
+
+
+def _unfinished(steps: Iterable[Step]) -> list[Step]:
+    """Return the steps still to do; if any was done from other inputs, report all of those."""
+    todo, problems = [], []
+    for step in steps:
+        try:
+            if not step.is_done():
+                todo.append(step)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return todo
+
+
+def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], todo: list[Step]) -> None:
+    click.echo(f"{experiment.name}: {run_directory}", err=True)
+    for stage in STAGES:
+        names = [step.name for step in steps if step.stage == stage]
+        left = [step.name for step in todo if step.stage == stage]
+        done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
+        click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
+
+
+def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> None:
+    resolved = experiment.model_dump(mode="json", exclude_none=True)
+    noted = {"file": str(path.resolve()), **record(path.resolve().parent)}
+    text = yaml.safe_dump({**resolved, "made_with": noted}, sort_keys=False)
+    write_text(run_directory / "experiment.yml", text)
+
+
+def _merge(experiment: Experiment, run_directory: Path, step: Step) -> None:
+    recipe = complete_recipe(experiment, run_directory, step.name)
+    recipe_path, out = run_directory / "recipes" / f"{step.name}.yml", run_directory / "merges" / step.name
+    write_recipe(recipe, recipe_path, out)
+    if step.is_done():
+        return
+    click.echo(f"merging {step.name}", err=True)
+    merge(recipe_path, out, MergeOptions(quiet=True, random_seed=random_seed(recipe)), inputs=step.inputs)
+
+
+def _evaluate(experiment: Experiment, run_directory: Path, steps: list[Step]) -> list[Row]:
+    if not experiment.evaluation:
+        return []
+    inputs = {step.name: step.inputs["model"] for step in steps if step.stage == "eval"}
+    models = model_paths(experiment, run_directory)
+    try:
+        return score_models(models, evaluation_settings(experiment), run_directory / "eval", inputs=inputs)
+    except ScoringFailed as error:
+        print_table(error.rows)
+        raise

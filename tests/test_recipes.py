@@ -1,0 +1,57 @@
+"""Every recipe that we ship is well-formed; none needs the network to be found so."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ordermerge.cli import main
+from ordermerge.experiment import read_yaml
+from ordermerge.merge_methods.check import check_recipe
+
+ROOT = Path(__file__).resolve().parents[1] / "recipes"
+FILES = sorted(path for path in ROOT.rglob("*.yml"))
+EXPERIMENTS = [path for path in FILES if path.name == "experiment.yml"]
+RECIPES = [path for path in FILES if path.parent == ROOT]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_recipes_were_found() -> None:
+    assert len(EXPERIMENTS) >= 3
+    assert len(RECIPES) >= 6
+    assert {*EXPERIMENTS, *RECIPES} == set(FILES)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_plain_recipe_is_well_formed_but_for_its_models(path: Path) -> None:
+    assert check_recipe(read_yaml(path), models_exist=False) == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_plain_recipe_names_its_own_command(path: Path) -> None:
+    assert f"mergekit-yaml recipes/{path.name} {path.stem.removesuffix('_k4')}" in path.read_text()
+    assert path.stem.startswith(yaml.safe_load(path.read_text())["merge_method"])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiment_passes_the_dry_run(path: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["run", str(path), "--dry-run", "--runs-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "train order_0, order_1, order_2, order_3" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_check_command_accepts_it(path: Path) -> None:
+    done = CliRunner().invoke(main, ["check", str(path)])
+    if path in EXPERIMENTS:
+        assert done.exit_code == 0, done.output
+        assert "the experiment is well-formed" in done.output
+    else:  # its sub-models do not exist yet, and that is all there is to say
+        assert done.exit_code == 1
+        assert done.output.count("no such folder") == 4
+        assert "4 problems" in done.output
