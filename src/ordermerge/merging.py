@@ -91,9 +91,12 @@ def with_absolute_paths(node: Any) -> Any:
     }
 
 
-def _absolute(reference: Any) -> Any:
-    if reference in (None, "union", "base") or not isinstance(reference, str):
-        return with_absolute_paths(reference)
+def _names_model(key: str, item: Any) -> bool:
+    words = {"tokenizer_source": ("union", "base"), "source": ("union", "base"), "model": (), "base_model": ()}
+    return isinstance(item, str) and key in words and item not in words[key]
+
+
+def _absolute(reference: str) -> str:
     parsed = ModelReference.parse(reference)
     parts = [part for part in (parsed.model, parsed.lora) if part]
     texts = [str(Path(p.path).resolve()) if Path(p.path).exists() and not p.revision else str(p) for p in parts]
