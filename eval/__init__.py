@@ -1,0 +1,11 @@
+"""What the orders and the merges bought: scores by lm-evaluation-harness, and their tables.
+
+    scoring   scores a list of models, each once
+    harness   runs one model through lm-eval
+    tasks     finds the tasks, and says what is wrong with them
+    models    names, identity and completeness of what is scored
+    saved     lm-eval's own result and sample files: written, and read back
+    table     one table of metric ± standard error
+
+Importing this package is cheap: lm-eval and torch are imported where they are used.
+"""

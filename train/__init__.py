@@ -1,0 +1,48 @@
+"""Orders, and supervised fine-tuning in them: the same data, model and steps K times, only the order differs.
+
+Names are imported when first used: `import ordermerge.train` itself loads neither torch nor TRL.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ordermerge.train.data import Samples, check_data, data_file, load_samples
+    from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints, random_orders
+    from ordermerge.train.settings import check_sft
+    from ordermerge.train.sft import order_inputs, train_orders
+
+_HOMES = {
+    "STRATEGIES": "orders",
+    "Samples": "data",
+    "check_data": "data",
+    "check_distinct": "orders",
+    "check_sft": "settings",
+    "data_file": "data",
+    "epoch_fingerprints": "orders",
+    "load_samples": "data",
+    "order_inputs": "sft",
+    "random_orders": "orders",
+    "train_orders": "sft",
+}
+
+__all__ = [
+    "STRATEGIES",
+    "Samples",
+    "check_data",
+    "check_distinct",
+    "check_sft",
+    "data_file",
+    "epoch_fingerprints",
+    "load_samples",
+    "order_inputs",
+    "random_orders",
+    "train_orders",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,7 +3,7 @@
 The schema is pydantic's; unknown keys are refused, and all problems are reported together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,7 +89,7 @@ class EvaluationSection(_Section):
         model: lm-eval's model backend.
         model_args: Further arguments of the backend.
         batch_size: A number, or "auto".
-        device: Such as "cuda:0"; lm-eval chooses if not given.
+        device: Such as "cuda:0"; the first GPU, or the CPU where there is none, if not given.
         num_fewshot: Examples before each question.
         limit: Score only this many documents (or this fraction) of each task.
         apply_chat_template: Whether to wrap requests in the model's chat template.
@@ -164,6 +164,30 @@ def load_experiment(path: Path) -> Experiment:
         return Experiment.model_validate({**content, "directory": path.resolve().parent})
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(detail)}" for detail in error.errors()) from None
+
+
+def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
+    """Return an evaluation section made of single values, such as a command line's.
+
+    Args:
+        values: By key of the section; `model_args` and `gen_kwargs` may be lm-eval's `key=value,key=value` text.
+
+    Raises:
+        UserError: With every problem found.
+    """
+    given = dict(values)
+    for key in ("model_args", "gen_kwargs"):
+        if isinstance(text := given.get(key), str):
+            pairs = [pair.partition("=") for pair in text.split(",")]
+            if bad := [name for name, equals, _ in pairs if not equals]:
+                raise UserError(f"{key}: must be key=value,key=value; got {bad[0]!r} in {text!r}")
+            given[key] = {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    if str(given.get("batch_size")).isdigit():
+        given["batch_size"] = int(given["batch_size"])
+    try:
+        return EvaluationSection.model_validate(given)
+    except ValidationError as error:
+        raise UserError(_sentence(detail) for detail in error.errors()) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and fingerprints of what went into them."""
 
+import functools
 import hashlib
 import json
 import os
@@ -78,6 +79,13 @@ def fingerprint_file(path: Path) -> str:
     Args:
         path: The file.
     """
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path: Path, _size: int, _modified: int) -> str:
+    """Return the SHA-256 (hex) of a file; a base model's gigabytes are read once, however many stages ask."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -62,13 +62,19 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         try:
             run_merge(config, str(partial), options.model_copy(update={"lora_merge_cache": cache}), source)
         except (ValueError, RuntimeError, TypeError, OSError, KeyError) as error:
-            raise UserError(f"{recipe_path}: mergekit could not merge it: {error}") from error
+            raise UserError(f"{recipe_path}: mergekit could not merge it: {error}{_remedy(str(error))}") from error
         config = MergeConfiguration.model_validate(with_absolute_paths(recipe))  # run_merge rewrites its own
         if not (config.slices or config.modules or config.tokenizer or config.tokenizer_source or config.chat_template):
             _dress(partial, config, copy_tokenizer=options.copy_tokenizer)
         seconds = round(time.time() - started, 1)
         noted = {"recipe": recipe, "seconds": seconds, **record(recipe_path.resolve().parent)}
         mark_done(partial / MARKER, dict(inputs or {"recipe": fingerprint(recipe)}), noted)
+
+
+def _remedy(message: str) -> str:
+    if "required but not present" not in message:
+        return ""
+    return ". Where transformers loads that model, saving it once with `save_pretrained` gives the tensors their usual names"
 
 
 def with_absolute_paths(node: Any) -> Any:

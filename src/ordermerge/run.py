@@ -1,6 +1,6 @@
 """The whole chain over one run directory: train, merge, evaluate, report. What is done is not done twice."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import yaml
 from mergekit.options import MergeOptions
 
 from ordermerge.errors import UserError
-from ordermerge.eval.models import identity
+from ordermerge.eval.models import identity, model_names, model_problem
 from ordermerge.eval.saved import MARKER as EVAL_MARKER
 from ordermerge.eval.scoring import ScoringFailed, check_evaluation, evaluation_inputs, score_models
 from ordermerge.eval.table import Row, print_table
-from ordermerge.experiment import EvaluationSection, Experiment, load_experiment
+from ordermerge.experiment import EvaluationSection, Experiment, evaluation_section, load_experiment, read_yaml
 from ordermerge.files import fingerprint, write_text
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merging import MARKER as MERGE_MARKER
@@ -23,7 +23,7 @@ from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
 from ordermerge.stages import is_done
-from ordermerge.train import check_data, check_sft, order_inputs, train_orders
+from ordermerge.train import check_data, check_sft, data_file, load_samples, order_inputs, train_orders
 
 STAGES = ("train", "merge", "eval")
 BASE = "base"
@@ -63,7 +63,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
         UserError: For problems in the experiment, and if something was made from another experiment.
     """
     experiment = load_experiment(path)
-    if problems := check_experiment(experiment):
+    if problems := check_experiment(experiment, read_data=dry_run):
         raise UserError(f"{path}: {problem}" for problem in problems)
     run_directory = (runs_dir / experiment.name).resolve()
     steps = plan(experiment, run_directory)
@@ -110,13 +110,23 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
     return train_orders(experiment, run_directory, only=only)
 
 
-def check_experiment(experiment: Experiment) -> list[str]:
+def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[str]:
     """Return every problem of an experiment that can be found before anything is made.
+
+    Nothing is looked up on the hub.
 
     Args:
         experiment: The experiment.
+        read_data: Whether to read local training data too, which training itself would do soon after.
     """
     problems = [*check_sft(experiment), *check_data(experiment)]
+    if problem := model_problem(experiment.model_path(), "hf"):
+        problems.append(f"`model.path`: {problem}")
+    if read_data and not check_data(experiment) and data_file(experiment, "train"):
+        try:
+            load_samples(experiment)
+        except UserError as error:
+            problems += error.problems
     for name in experiment.merges:
         if name == BASE or name.startswith("order_"):
             problems.append(f"merges.{name}: this name is taken by the unmerged models; choose another")
@@ -129,6 +139,25 @@ def check_experiment(experiment: Experiment) -> list[str]:
     return problems
 
 
+def evaluate_models(models: Sequence[str], out: Path, settings: Mapping[str, Any]) -> None:
+    """Score any models and print the table.
+
+    Args:
+        models: Folders or hub ids.
+        out: Where the results go.
+        settings: Values of an `evaluation` section, as text where they come from a command line.
+
+    Raises:
+        UserError: For problems in the settings, and if a model cannot be scored.
+    """
+    section = evaluation_section({key: value for key, value in settings.items() if value not in (None, "")})
+    try:
+        print_table(score_models(model_names(models), section, out))
+    except ScoringFailed as error:
+        print_table(error.rows)
+        raise
+
+
 def check_file(path: Path) -> str:
     """Check a recipe or an experiment, whichever the file is, and return which it is.
 
@@ -138,8 +167,6 @@ def check_file(path: Path) -> str:
     Raises:
         UserError: With every problem found.
     """
-    from ordermerge.experiment import read_yaml
-
     content = read_yaml(path)
     if "merge_method" in content:
         kind, problems = "recipe", check_recipe(content)
@@ -160,15 +187,18 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
         run_directory: Its run directory.
     """
     base = identity(experiment.model_path())
+    common = order_inputs(experiment)
     orders = [
-        Step("train", f"order_{k}", run_directory / "orders" / str(k) / "order" / "order.json", inputs)
-        for k, inputs in enumerate(order_inputs(experiment))
+        Step("train", f"order_{k}", run_directory / "orders" / str(k) / "order" / "order.json", {"order": k, **common})
+        for k in range(experiment.orders.count)
     ]
     trained = [fingerprint(step.inputs) for step in orders]
     merges = []
     for name, given in experiment.merges.items():
         uses_base = "base_model" in complete_recipe(experiment, run_directory, name)
-        inputs = {"recipe": given, "dtype": experiment.model.dtype, "orders": trained, "base": base if uses_base else None}
+        inputs = {"recipe": given, "dtype": experiment.model.dtype, "orders": trained}
+        if uses_base:
+            inputs["base"] = base
         merges.append(Step("merge", name, run_directory / "merges" / name / MERGE_MARKER, inputs))
     if not experiment.evaluation:
         return [*orders, *merges]

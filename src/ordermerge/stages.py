@@ -32,7 +32,7 @@ def is_done(marker: Path, inputs: dict[str, Any], *, stage: str) -> bool:
     changes = "; ".join(_changes(before, now)) or "its marker was edited"
     raise UserError(
         f"{marker.parent} was made with other inputs: {changes}. "
-        f"Redo it with `--force {stage}`, or give the experiment another `name`"
+        f"Keep it and write elsewhere (another `name` or `--out`), or redo it (`ordermerge run ... --force {stage}`)"
     )
 
 

@@ -1,0 +1,68 @@
+"""One model through lm-evaluation-harness."""
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ordermerge.eval.models import HF_BACKENDS, local_folder
+from ordermerge.eval.saved import new_tracker, save_results
+from ordermerge.experiment import EvaluationSection
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+
+def evaluate_model(
+    model: str, manager: "TaskManager", tasks: list[str], settings: EvaluationSection, folder: Path
+) -> dict[str, Any] | None:
+    """Run one model on the tasks, and save lm-eval's results and samples.
+
+    Args:
+        model: Folder or hub id.
+        manager: lm-eval's task manager.
+        tasks: Task names that the manager knows.
+        settings: What is asked of lm-eval.
+        folder: Where the files go.
+
+    Returns:
+        The names of the files as `save_results` gives them; None in all but one of several processes.
+    """
+    from lm_eval import simple_evaluate
+
+    tracker = new_tracker(folder)
+    # An absolute path: lm-eval asks the hub for the commit of anything that may be a hub id, as "runs/x" may.
+    pretrained = str(local_folder(model) or model)
+    results = simple_evaluate(
+        model=settings.model,
+        model_args={**settings.model_args, "pretrained": pretrained},
+        tasks=tasks,
+        num_fewshot=settings.num_fewshot,
+        batch_size=settings.batch_size,
+        device=settings.device or _default_device(settings.model),
+        limit=settings.limit,
+        apply_chat_template=settings.apply_chat_template,
+        gen_kwargs=dict(settings.gen_kwargs) or None,
+        task_manager=manager,
+        evaluation_tracker=tracker,
+        confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+        log_samples=True,
+    )
+    if results is None:  # one of several processes, and not the one that holds the results
+        return None
+    return save_results(tracker, results, folder)
+
+
+def free_memory() -> None:
+    """Give the last model's memory back before the next one is loaded."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _default_device(backend: str) -> str | None:
+    """Return "cpu" where lm-eval's Hugging Face backend would insist on a CUDA that is not there."""
+    import torch
+
+    return "cpu" if backend in HF_BACKENDS and not torch.cuda.is_available() else None

@@ -1,0 +1,118 @@
+"""The models that are scored: their names in tables, what identifies them, whether they are whole."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ordermerge.errors import UserError
+from ordermerge.files import fingerprint_file
+
+HF_BACKENDS = ("hf", "hf-auto", "huggingface")
+FOLDER_BACKENDS = (*HF_BACKENDS, "vllm")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+NOT_LOADED = (".md", ".log")
+
+
+def model_names(models: Sequence[str]) -> dict[str, str]:
+    """Name models by the last part of their path or hub id, with as many parts before it as tell them apart.
+
+    Args:
+        models: Folders or hub ids.
+
+    Returns:
+        Name of each model, and the model as given.
+
+    Raises:
+        UserError: If a model is listed twice.
+    """
+    parts = {model: _parts(model) for model in models}
+    twice = sorted({model for model in models if [_parts(m) for m in models].count(parts[model]) > 1})
+    if twice:
+        raise UserError(f"models: {', '.join(twice)} listed more than once; list each model once")
+    names: dict[str, str] = {}
+    for model, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        lengths = (n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        name = "-".join(own[-next(lengths, len(own)) :])
+        while name in names:  # "a-b" and "a/b"
+            name += "_"
+        names[name] = model
+    return names
+
+
+def local_folder(model: str) -> Path | None:
+    """Return the absolute folder of a local model, None of a hub id.
+
+    Args:
+        model: Folder or hub id.
+    """
+    path = Path(os.path.abspath(Path(model).expanduser()))
+    return path if path.is_dir() else None
+
+
+def identity(model: str) -> dict[str, Any]:
+    """Return what tells this model from another: the content of its folder's files, or its hub id.
+
+    Files in sub-folders (checkpoints, order records) are not part of what is loaded, and do not count.
+
+    Args:
+        model: Folder or hub id.
+    """
+    folder = local_folder(model)
+    if folder is None:
+        return {"hub_id": model}
+    files = (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix not in NOT_LOADED)
+    return {p.name: fingerprint_file(p) for p in files if not p.name.startswith(".")}
+
+
+def model_problem(model: str, backend: str) -> str | None:
+    """Return one sentence on why a model cannot be loaded, None if nothing speaks against it.
+
+    Args:
+        model: Folder or hub id.
+        backend: lm-eval's model backend; only those that load Hugging Face folders are looked into.
+    """
+    if backend not in FOLDER_BACKENDS:
+        return None
+    folder = local_folder(model)
+    if folder is None:
+        return _absence(model)
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return f"{folder} holds a LoRA adapter, not a whole model; merge it into its base model first"
+        return f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        return f"{folder} is incomplete: it has a config.json but no weights (*.safetensors); copy or save it again"
+    missing = _missing_shards(folder)
+    if missing:
+        return f"{folder} is incomplete: {', '.join(missing)} missing, which its index names; copy or save it again"
+    return None
+
+
+def _parts(model: str) -> tuple[str, ...]:
+    folder = local_folder(model)
+    return folder.parts[1:] or ("root",) if folder else tuple(part for part in model.split("/") if part)
+
+
+def _absence(model: str) -> str | None:
+    path = Path(model).expanduser()
+    if path.exists():
+        return f"{path} is a file; a model is a folder with config.json and weights, or a hub id"
+    if not HUB_ID.fullmatch(model) or model.startswith(".") or ("/" in model and path.parent.is_dir()):
+        return f"{path}: no such model folder (looked in {Path(os.path.abspath(path)).parent})"
+    return None
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    missing: set[str] = set()
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError):
+            continue
+        missing.update(shard for shard in shards if not (folder / shard).is_file())
+    return sorted(missing)

@@ -1,0 +1,82 @@
+"""What lm-eval says while it works, reduced to what a user can act on."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Warnings that repeat the user's own settings, or explain an option of lm-eval's command that is of no use here.
+IDLE = ("Overwriting default num_fewshot", "generation_kwargs: ", "Custom kwargs can be passed to `--metadata`")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show each kind of lm-eval's warnings once, not for every model or document, and bars in a terminal only.
+
+    A logger that someone has set up, by code or by LMEVAL_LOG_LEVEL, is left alone.
+
+    Yields:
+        Nothing.
+    """
+    logger = logging.getLogger("lm_eval")
+    ours = not logger.handlers and logger.level == logging.NOTSET
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("lm-eval: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    handler.addFilter(_FirstTime())
+    if ours:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        with _bars_in_terminals(), _no_load_counts():
+            yield
+    finally:
+        if ours:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+
+class _FirstTime(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        kind = re.sub(r"\d+", "#", message)  # "truncating to last 88 tokens" comes once a document
+        new = kind not in self.seen and not any(idle in message for idle in IDLE)
+        self.seen.add(kind)
+        return new
+
+
+@contextmanager
+def _bars_in_terminals() -> Iterator[None]:
+    """Switch tqdm's bars off when standard error is no terminal: lm-eval has no option for that."""
+    from tqdm import tqdm
+
+    original = tqdm.__init__
+
+    def without_bar(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "disable": True})
+
+    if not sys.stderr.isatty():
+        tqdm.__init__ = without_bar  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _no_load_counts() -> Iterator[None]:
+    """Keep datasets from reporting each use of its json reader to a server: without network every task waits for it."""
+    import datasets
+
+    before = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before

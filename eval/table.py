@@ -1,0 +1,154 @@
+"""From lm-eval's results to one table: models as lines, tasks and metrics as columns."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+NO_FILTER = "none"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score.
+
+    Attributes:
+        model: The model's name in tables.
+        task: Task or group of tasks.
+        metric: Such as "exact_match".
+        filter: lm-eval's filter of the answers, "none" where there is none.
+        value: The score.
+        stderr: Its standard error, None where lm-eval gives none.
+        higher_is_better: None where the task does not say.
+        n: Documents scored.
+        limit: lm-eval's `limit`; None means the whole task.
+    """
+
+    model: str
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    higher_is_better: bool | None
+    n: int | None
+    limit: float | None = None
+
+
+def result_rows(results: Mapping[str, Any], model: str) -> list[Row]:
+    """Return the scores in one of lm-eval's results, of tasks and of groups that have a score of their own.
+
+    Args:
+        results: What `simple_evaluate` returns, or its results file.
+        model: The model's name in tables.
+
+    Returns:
+        The rows, in the results' order.
+    """
+    limit = _number(results.get("config", {}).get("limit"))
+    rows = []
+    for task, scores in results["results"].items():
+        directions = results.get("higher_is_better", {}).get(task) or {}
+        for key, score in scores.items():
+            metric, comma, filter_name = key.partition(",")
+            value = _number(score)
+            if not comma or metric.endswith("_stderr") or value is None:
+                continue  # "alias", "sample_len" and other notes have no comma
+            stderr = _number(scores.get(f"{metric}_stderr,{filter_name}"))
+            n = _number((scores.get("sample_count") or {}).get(key, scores.get("sample_len")))
+            count = None if n is None else int(n)
+            rows.append(Row(model, task, metric, filter_name, value, stderr, directions.get(metric), count, limit))
+    return rows
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return the table as Markdown.
+
+    Args:
+        rows: Scores of any models and tasks.
+    """
+    header, lines = _layout(rows)
+    cells = [["model", *header], ["---"] * (len(header) + 1), *lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+    return table + "\n\n" + "\n\n".join(notes(rows)) + "\n"
+
+
+def print_table(rows: Sequence[Row], file: IO[str] | None = None) -> None:
+    """Print the table; nothing is cut, in a terminal or in a pipe.
+
+    Args:
+        rows: Scores of any models and tasks; nothing is printed of none.
+        file: Where to print; standard output if not given.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return
+    header, lines = _layout(rows)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("model", overflow="fold")
+    for title in header:
+        table.add_column(Text(title), overflow="fold", justify="right")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
+    console = Console(file=file or sys.stdout, highlight=False)
+    if not console.is_terminal:  # rich takes a pipe to be 80 columns wide
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+    for note in notes(rows):
+        console.print(Text(note), soft_wrap=True)
+
+
+def notes(rows: Iterable[Row]) -> list[str]:
+    """Return the lines that belong beneath any display of these scores.
+
+    Args:
+        rows: The scores shown.
+    """
+    lines = ["± is lm-eval's standard error."]
+    models: dict[float, dict[str, None]] = {}
+    for row in rows:
+        if row.limit is not None:
+            models.setdefault(row.limit, {})[row.model] = None
+    for limit, names in models.items():
+        lines.append(
+            f"limit={limit:g}: NOT COMPARABLE SCORES, only a part of each task was scored ({', '.join(names)})."
+        )
+    return lines
+
+
+def _layout(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the column titles, and for each model its name and cells."""
+    columns = list(dict.fromkeys(_title(row) for row in rows))
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault(row.model, {})[_title(row)] = _cell(row)
+    return columns, [[model, *(scores.get(title, "") for title in columns)] for model, scores in cells.items()]
+
+
+def _title(row: Row) -> str:
+    filter_name = "" if row.filter == NO_FILTER else f" {row.filter}"
+    return f"{row.task} {row.metric}{filter_name}{ARROWS[row.higher_is_better]}"
+
+
+def _cell(row: Row) -> str:
+    return f"{_digits(row.value)} ± {'N/A' if row.stderr is None else _digits(row.stderr)}"
+
+
+def _digits(value: float) -> str:
+    """Return three decimals, or three digits where these would hide the value."""
+    return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 10_000 else f"{value:.3g}"
+
+
+def _number(value: Any) -> float | None:
+    """Return a plain float of a Python or numpy number, None of anything else ("N/A")."""
+    if value is None or isinstance(value, str):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

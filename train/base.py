@@ -1,0 +1,129 @@
+"""The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from ordermerge.errors import UserError
+from ordermerge.experiment import Experiment
+from ordermerge.files import fingerprint_path
+from ordermerge.train.settings import TRAINING_SEED
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A freshly loaded base model, and its configuration before a trainer changed it.
+
+    Attributes:
+        model: The model, to be trained.
+        config: Its configuration.
+        generation_config: Its generation configuration, if it can generate.
+    """
+
+    model: PreTrainedModel
+    config: PreTrainedConfig
+    generation_config: GenerationConfig | None
+
+
+def base_inputs(experiment: Experiment) -> dict[str, Any]:
+    """Return what identifies the base model: the `model` section, and the content of a local folder.
+
+    Args:
+        experiment: The experiment.
+    """
+    found = experiment.locate(experiment.model.path)
+    return {**experiment.model.model_dump(), "fingerprint": fingerprint_path(found) if found else None}
+
+
+def load_model(experiment: Experiment) -> BaseModel:
+    """Load the base model; parameters that its checkpoint lacks get the same values at each call.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    set_seed(TRAINING_SEED)
+    section = experiment.model
+    options = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
+    options |= experiment.sft.get("model_init_kwargs") or {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            experiment.model_path(), dtype=section.dtype, revision=section.revision, **options
+        )
+        generation_config = getattr(model, "generation_config", None)
+        if generation_config is not None:
+            generation_config.validate(strict=True)  # else saving it would fail, when all the training is done
+    except (OSError, ValueError) as error:
+        raise UserError(_unloadable(experiment, "model", error)) from error
+    return BaseModel(model, copy.deepcopy(model.config), copy.deepcopy(generation_config))
+
+
+def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        UserError: If it cannot be loaded, or lacks the end token or the chat template that the data needs.
+    """
+    path = experiment.model_path()
+    trust = experiment.sft.get("trust_remote_code", False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=experiment.model.revision, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise UserError(_unloadable(experiment, "tokenizer", error)) from error
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"the tokenizer of {path} has no end-of-sequence token, so no answer could end; "
+            "set `eos_token` in its tokenizer_config.json"
+        )
+    if experiment.data.messages is not None and tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {path} has no chat template, which `data.messages` needs; "
+            "add a chat_template.jinja beside it, or use `prompt` and `completion`"
+        )
+    return tokenizer
+
+
+def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, directory: Path) -> None:
+    """Write a plain checkpoint: the trained weights, everything else as in the base model.
+
+    Args:
+        trainer: The trainer whose model is trained.
+        base: What it started from.
+        experiment: The experiment, for the base model's tokenizer.
+        directory: The folder to fill.
+    """
+    # The trainers switch the key/value cache off and write pad and end tokens into both configurations.
+    base.model.config = base.config
+    if base.generation_config is not None:
+        base.model.generation_config = base.generation_config
+    tokenizer = load_tokenizer(experiment)
+    for key in ("is_local", "local_files_only"):  # how it was loaded, which would be saved as if it were its own
+        tokenizer.init_kwargs.pop(key, None)
+    trainer.processing_class = tokenizer
+    trainer.save_model(str(directory))
+    (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
+
+
+def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:
+    path = experiment.model.path
+    where = "no such folder here, so a hub id" if experiment.locate(path) is None else str(experiment.locate(path))
+    reason = " ".join(str(error).split())[:400]
+    return f"`model.path`: the {what} of {path!r} ({where}) cannot be loaded: {reason}"

@@ -1,0 +1,66 @@
+"""What training consumes: the tokenised samples, and the orders over them."""
+
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+
+from ordermerge.errors import UserError
+from ordermerge.experiment import Experiment
+from ordermerge.train.data import SAMPLE_ID, Samples
+from ordermerge.train.orders import STRATEGIES, check_distinct
+from ordermerge.train.trainer import OrderTrainer
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The samples as TRL prepared them: tokenised, truncated, without those that have nothing to learn.
+
+    Attributes:
+        train: The n samples that are trained on, with columns `input_ids`, `labels` and `sample_id`.
+        validation: The same of the validation data, where training evaluates on it.
+        sample_ids: int64 of shape [n]: the row of the data as loaded of each sample.
+        orders: int64 of shape [count, epochs, n], indices into `sample_ids`.
+        dropped: How many samples were left out.
+        truncated: How many samples were cut to `max_length` and kept.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    sample_ids: torch.Tensor
+    orders: torch.Tensor
+    dropped: int
+    truncated: int
+
+
+def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer) -> Prepared:
+    """Take the data that the first order's trainer prepared, and lay the orders over it.
+
+    Args:
+        experiment: The experiment.
+        samples: The data as given to the trainer.
+        trainer: A trainer that was given it unprepared.
+
+    Returns:
+        What all orders train on.
+
+    Raises:
+        UserError: If no sample is left, there are too few for a batch, or orders share an epoch.
+    """
+    train, args, section = trainer.train_dataset, trainer.args, experiment.orders
+    dropped = len(samples.train) - len(train)
+    if len(train) == 0:
+        raise UserError(
+            f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
+            f"({args.max_length} tokens); raise it"
+        )
+    if args.dataloader_drop_last and len(train) < args.per_device_train_batch_size:
+        raise UserError(
+            f"`sft.dataloader_drop_last` leaves nothing to train on: {len(train)} samples are fewer than "
+            f"`sft.per_device_train_batch_size` ({args.per_device_train_batch_size})"
+        )
+    orders = STRATEGIES[section.strategy](len(train), int(args.num_train_epochs), section.count, section.seed)
+    check_distinct(orders)
+    ids = list(train[SAMPLE_ID])
+    truncated = len(trainer.cut.intersection(ids))
+    return Prepared(train, trainer.eval_dataset, torch.tensor(ids, dtype=torch.int64), orders, dropped, truncated)

@@ -1,0 +1,29 @@
+"""Progress bars on a terminal only: in a log file each of their updates would be a line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import datasets
+from transformers.utils import logging
+
+
+def is_interactive() -> bool:
+    """Return whether someone watches standard error."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch the libraries' progress bars off for a while, unless someone watches."""
+    datasets_bars, transformers_bars = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    if not is_interactive():
+        datasets.disable_progress_bars()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if datasets_bars:
+            datasets.enable_progress_bars()
+        if transformers_bars:
+            logging.enable_progress_bar()

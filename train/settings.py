@@ -1,0 +1,158 @@
+"""The `sft` section: TRL's SFTConfig fields, less those that would change the order or the directory's layout."""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from trl import SFTConfig
+
+from ordermerge.errors import UserError, did_you_mean
+from ordermerge.experiment import Experiment
+
+# Drives dropout, data workers and the values of new parameters. The K runs differ in nothing but the order, so it is
+# one constant; `orders.seed` names the orders.
+TRAINING_SEED = 0
+
+_POSITION = "a position in the order must be one sample"
+_ORDER = "the order comes from the `orders` section alone"
+_LAYOUT = "`ordermerge` decides where and when a sub-model is written"
+_BASE = "sub-models share the base model's tokenizer and configuration; change the base model instead"
+_UPLOAD = "sub-models stay local until all are done; upload them afterwards"
+_PREPARED = "the data is prepared from the `data` section"
+
+# Refused whatever the value.
+OWNED = {
+    "output_dir": _LAYOUT,
+    "seed": "it stays the same for all orders; `orders.seed` names the orders",
+    "data_seed": "neighbouring seeds repeat each other's epochs; `orders.seed` names the orders",
+    "train_sampling_strategy": _ORDER,
+    "accelerator_config": "it can shuffle, split or even out batches; " + _ORDER,
+    "group_by_length": _ORDER,
+    "dataset_kwargs": _PREPARED,
+    "dataset_text_field": _PREPARED,
+    "save_strategy": _LAYOUT,
+    "save_steps": _LAYOUT,
+    "logging_dir": _LAYOUT,
+    "overwrite_output_dir": _LAYOUT,
+}
+# Refused unless it is the value that SFTConfig has anyway.
+REFUSED = {
+    "packing": _POSITION,
+    "padding_free": _POSITION,
+    "shuffle_dataset": _ORDER,
+    "dataloader_in_order": _ORDER,
+    "ignore_data_skip": "a resumed run must go on at the sample where it stopped",
+    "restore_callback_states_from_checkpoint": _LAYOUT,
+    "max_steps": "all orders train for whole epochs; set `num_train_epochs`",
+    "auto_find_batch_size": "all orders must use the same batch size; set `per_device_train_batch_size`",
+    "save_total_limit": _LAYOUT,
+    "save_only_model": _LAYOUT,
+    "save_on_each_node": _LAYOUT,
+    "enable_jit_checkpoint": _LAYOUT,
+    "load_best_model_at_end": "each sub-model is the end of its run, so that all have trained for the same steps",
+    "resume_from_checkpoint": _LAYOUT,
+    "chat_template_path": _BASE,
+    "eos_token": _BASE,
+    "pad_token": _BASE,
+    "push_to_hub": _UPLOAD,
+    "hub_model_id": _UPLOAD,
+    "hub_token": _UPLOAD,
+    "hub_strategy": _UPLOAD,
+    "hub_private_repo": _UPLOAD,
+    "hub_always_push": _UPLOAD,
+    "hub_revision": _UPLOAD,
+}
+# Arguments of `from_pretrained` that the `model` section gives, and device_map, which would spread one model over
+# devices behind the trainer's back.
+_MODEL_KEYS = ("dtype", "torch_dtype", "revision", "device_map", "pretrained_model_name_or_path")
+_AT_LEAST_ONE = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def check_sft(experiment: Experiment) -> list[str]:
+    """Return all problems of the `sft` section, one sentence each.
+
+    Args:
+        experiment: The experiment.
+    """
+    known = {field.name: field.default for field in fields(SFTConfig) if field.init}
+    problems = []
+    for name, value in experiment.sft.items():
+        if name in OWNED or (name in REFUSED and value != known.get(name, MISSING)):
+            problems.append(f"`sft.{name}` cannot be set: {OWNED.get(name) or REFUSED[name]}; got {value!r}, remove it")
+        elif name not in known:
+            problems.append(f"`sft.{name}`: TRL's SFTConfig has no such field{_suggest(name, list(known))}")
+    problems += _check_values(experiment)
+    return problems or _check_whole(experiment)
+
+
+def make_config(experiment: Experiment, output_dir: Path, **more: Any) -> SFTConfig:
+    """Return the SFTConfig of one run.
+
+    TRL's defaults stand, except for what `ordermerge` owns, and `use_cpu` where there is no accelerator: without it
+    TRL's default of bfloat16 autocast is refused on a machine that has a CPU only.
+
+    Args:
+        experiment: An experiment whose `sft` section has been checked.
+        output_dir: Where loggers write.
+        more: Further fields, which the experiment's take precedence over.
+    """
+    given = {name: _convert(name, value) for name, value in experiment.sft.items()}
+    given.pop("model_init_kwargs", None)  # goes to `from_pretrained`, which is ours to call
+    if not given.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
+        given["activation_checkpointing"] = True  # TRL's own default, under the name that is not deprecated
+    owned = {"output_dir": str(output_dir), "seed": TRAINING_SEED, "data_seed": TRAINING_SEED, "save_strategy": "no"}
+    defaults = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none"}
+    return SFTConfig(**{**defaults, **more, **given, **owned})
+
+
+def _check_values(experiment: Experiment) -> list[str]:
+    """Return the problems of single values and of pairs that SFTConfig itself would not see."""
+    sft, problems = experiment.sft, []
+    values: dict[str, Any] = {}
+    for name, value in sft.items():
+        try:
+            values[name] = _convert(name, value)
+        except UserError as error:
+            problems += error.problems
+    for name in _AT_LEAST_ONE:
+        if name in values and values[name] < 1:
+            problems.append(f"`sft.{name}` must be at least 1; got {sft[name]!r}")
+        elif name in values and values[name] != int(values[name]):
+            problems.append(f"`sft.{name}` must be a whole number, as an order is made of epochs; got {sft[name]!r}")
+    for key in set(values.get("model_init_kwargs") or {}) & set(_MODEL_KEYS):
+        problems.append(f"`sft.model_init_kwargs.{key}` cannot be set: the `model` section says it; remove it")
+    if values.get("fp16") and experiment.model.dtype == "float16":
+        problems.append("`sft.fp16` needs weights of another dtype; set `model.dtype` to float32, or `fp16: false`")
+    if values.get("eval_strategy", "no") not in ("no", False) and experiment.data.validation is None:
+        problems.append(f"`sft.eval_strategy` is {sft['eval_strategy']!r}, but there is no `data.validation`")
+    return problems
+
+
+def _check_whole(experiment: Experiment) -> list[str]:
+    """Return what SFTConfig itself objects to."""
+    try:
+        make_config(experiment, Path("unused"))
+    except (ValueError, TypeError) as error:
+        return [f"`sft`: TRL's SFTConfig refuses it: {error}"]
+    return []
+
+
+def _convert(name: str, value: Any) -> Any:
+    """Return a value as the type of its field: YAML reads `1e-3` as text, and SFTConfig checks no types."""
+    hint = _HINTS.get(name, Any)
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UserError(f"`sft.{name}`: {message[0].lower()}{message[1:]}; got {value!r}") from None
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    """Suggest the nearest field; the full list of some 150 would bury the problem."""
+    suggestion = did_you_mean(name, known)
+    return suggestion if "did you mean" in suggestion else "; see TRL's documentation of SFTConfig"
+
+
+_HINTS = get_type_hints(SFTConfig)

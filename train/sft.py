@@ -1,0 +1,173 @@
+"""Fine-tuning of one base model in K orders, through TRL's SFTTrainer."""
+
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
+
+from ordermerge import provenance, stages
+from ordermerge.errors import UserError
+from ordermerge.experiment import Experiment
+from ordermerge.files import fingerprint_path, new_directory
+from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
+from ordermerge.train.data import Samples, check_data, data_file, load_samples
+from ordermerge.train.prepared import Prepared, prepare
+from ordermerge.train.quiet import is_interactive, quiet
+from ordermerge.train.record import describe, warnings
+from ordermerge.train.settings import TRAINING_SEED, check_sft, make_config
+from ordermerge.train.trainer import OrderTrainer
+
+__all__ = ["check_sft", "order_inputs", "train_orders"]
+
+
+def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
+    """Fine-tune the base model once for each order; orders that are finished are skipped.
+
+    Args:
+        experiment: The experiment.
+        run_directory: The sub-models go to its `orders/0` to `orders/K-1`, each whole or absent.
+        only: Train this order alone.
+
+    Returns:
+        The folders of the sub-models asked for.
+
+    Raises:
+        UserError: If the configuration, the data or the base model is wrong, or a finished order had other inputs.
+    """
+    if problems := [*check_sft(experiment), *check_data(experiment)]:
+        raise UserError(problems)
+    count = experiment.orders.count
+    if only is not None and not 0 <= only < count:
+        raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
+    directories = {order: run_directory / "orders" / str(order) for order in (range(count) if only is None else [only])}
+    inputs = order_inputs(experiment)
+    done = {
+        k for k, path in directories.items() if stages.is_done(_marker(path), {"order": k, **inputs}, stage="train")
+    }
+    for order in sorted(done):
+        _say(f"order {order}: already trained, kept {directories[order]}")
+    todo = {order: path for order, path in directories.items() if order not in done}
+    if todo:
+        with quiet():
+            _train_all(experiment, todo, inputs)
+    return list(directories.values())
+
+
+def order_inputs(experiment: Experiment) -> dict[str, Any]:
+    """Return what determines a sub-model, its order's number aside; `orders.count` does not.
+
+    Args:
+        experiment: The experiment.
+    """
+    files = {name: data_file(experiment, name) for name in ("train", "validation")}
+    return {
+        "model": base_inputs(experiment),
+        "data": {
+            **experiment.data.model_dump(),
+            "fingerprints": {name: fingerprint_path(path) for name, path in files.items() if path is not None},
+        },
+        "orders": experiment.orders.model_dump(exclude={"count"}),
+        "sft": experiment.sft,
+    }
+
+
+def _train_all(experiment: Experiment, todo: dict[int, Path], inputs: dict[str, Any]) -> None:
+    """Train the orders one after the other; the data is loaded and tokenised once for all."""
+    samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+    prepared: Prepared | None = None
+    for order, path in todo.items():
+        started = time.perf_counter()
+        with new_directory(path) as partial:
+            base = load_model(experiment)
+            trainer = _make_trainer(experiment, order, base, tokenizer, prepared or samples, partial)
+            if prepared is None:
+                prepared = prepare(experiment, samples, trainer)
+                for warning in warnings(samples, prepared, base, tokenizer):
+                    _say(f"warning: {warning}")
+            _say(f"order {order}: training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs")
+            trained = _train_one(trainer, prepared.orders[order])
+            save_submodel(trainer, base, experiment, partial)
+            if not any((partial / "logs").iterdir()):
+                (partial / "logs").rmdir()
+            permutations = {"permutations": prepared.orders[order].clone(), "sample_ids": prepared.sample_ids}
+            (partial / "order").mkdir()
+            save_file(permutations, partial / "order" / "permutations.safetensors")
+            seconds = round(time.perf_counter() - started, 3)
+            record = {**describe(experiment, order, samples, prepared), **trained, "seconds": seconds}
+            record |= provenance.record(experiment.directory)
+            stages.mark_done(_marker(partial), {"order": order, **inputs}, record)
+        _say(f"order {order}: trained in {seconds:.1f} s, mean loss {trained['train_loss']:.4f} -> {path}")
+        del base, trainer
+        _free_memory()
+
+
+def _make_trainer(
+    experiment: Experiment,
+    order: int,
+    base: BaseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Samples | Prepared,
+    directory: Path,
+) -> OrderTrainer:
+    """Return the trainer of an order; it prepares the data if that has not been done."""
+    args = make_config(
+        experiment,
+        directory / "logs",
+        disable_tqdm=not is_interactive(),
+        run_name=f"{experiment.name}-{order}",
+        dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
+    )
+    try:
+        trainer = OrderTrainer(
+            base.model,
+            args,
+            train_dataset=data.train,
+            eval_dataset=data.validation if args.do_eval else None,
+            processing_class=tokenizer,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"TRL's SFTTrainer refuses the model, the data or the `sft` section: {error}") from error
+    trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
+    return trainer
+
+
+def _train_one(trainer: OrderTrainer, permutations: torch.Tensor) -> dict[str, Any]:
+    """Train in the given order and return what came of it."""
+    trainer.permutations = permutations
+    # Again, as only the first order's trainer has prepared the data: from here on all orders draw the same numbers.
+    set_seed(TRAINING_SEED)
+    output = trainer.train()
+    history = trainer.state.log_history
+    return {
+        "batch_size": trainer.get_total_train_batch_size(trainer.args),
+        "steps": output.global_step,
+        "samples_consumed": trainer.consumed,
+        "padding_repeats": 0,
+        "train_loss": output.training_loss,
+        "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
+        "eval_losses": [
+            {"step": entry["step"], "loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry
+        ],
+        "device": trainer.args.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _marker(directory: Path) -> Path:
+    return directory / "order" / "order.json"
+
+
+def _free_memory() -> None:
+    """Let go of a finished order's model before the next is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
