@@ -138,7 +138,10 @@ def _unknown(settings: EvaluationSection, index: Mapping[str, Any], local: Mappi
     places = f"lm-eval's own {len(index) - len(local)} tasks"
     if settings.include_path is not None:
         places = f"{settings.include_path} ({', '.join(sorted(local)) or 'no task'}) and {places}"
-    problems = [f"task {name!r} is unknown{_nearest(name, index)}; looked in {places}" for name in missing]
+    problems = [
+        f"task {name!r} is unknown{_nearest(name, local) or _nearest(name, index)}; looked in {places}"
+        for name in missing
+    ]
     return problems + _unreadable(settings.include_path)
 
 

@@ -27,6 +27,7 @@ def load(tmp_path: Path, **changes: Any) -> Any:
 def problems(tmp_path: Path, **changes: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
         load(tmp_path, **changes)
+    assert str(caught.value).startswith(f"{tmp_path / 'experiment.yml'}: ")
     return caught.value.problems
 
 
@@ -63,7 +64,6 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
     assert "unknown key `orders.stratgy` (did you mean 'strategy'?)" in text
     assert "unknown key `evalutaion` (did you mean 'evaluation'?)" in text
     assert "`orders.count`: input should be greater than or equal to 2; got 1" in text
-    assert all(str(tmp_path / "experiment.yml") in problem for problem in found)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     directories = {order: run_directory / "orders" / str(order) for order in (range(count) if only is None else [only])}
     inputs = order_inputs(experiment)
     done = {
-        k for k, path in directories.items() if stages.is_done(_marker(path), {"order": k, **inputs}, stage="train")
+        order
+        for order, path in directories.items()
+        if stages.is_done(_marker(path), {"order": order, **inputs}, stage="train", output=path)
     }
     for order in sorted(done):
         _say(f"order {order}: already trained, kept {directories[order]}")

@@ -13,14 +13,16 @@ class UserError(ValueError):
 
     Args:
         problems: A sentence, or several, each saying what is wrong, where, what was found and what to do.
+        where: The file that all of them are in, if it is one.
     """
 
-    def __init__(self, problems: str | Iterable[str]):
+    def __init__(self, problems: str | Iterable[str], *, where: object = None):
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        prefix = "" if where is None else f"{where}: "
         super().__init__(
-            self.problems[0]
+            prefix + self.problems[0]
             if len(self.problems) == 1
-            else f"{len(self.problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
+            else f"{prefix}{len(self.problems)} problems:\n" + "\n".join(f"  - {problem}" for problem in self.problems)
         )
 
 

@@ -163,7 +163,7 @@ def load_experiment(path: Path) -> Experiment:
     try:
         return Experiment.model_validate({**content, "directory": path.resolve().parent})
     except ValidationError as error:
-        raise UserError(f"{path}: {_sentence(detail)}" for detail in error.errors()) from None
+        raise UserError([_sentence(detail) for detail in error.errors()], where=path) from None
 
 
 def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:

@@ -52,7 +52,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
     source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
     recipe = read_yaml(recipe_path)
     if problems := check_recipe(recipe):
-        raise UserError(f"{recipe_path}: {problem}" for problem in problems)
+        raise UserError(problems, where=recipe_path)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "mergekit_config.yml").exists():
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
     started = time.time()
@@ -74,7 +74,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
 def _remedy(message: str) -> str:
     if "required but not present" not in message:
         return ""
-    return ". Where transformers loads that model, saving it once with `save_pretrained` gives the tensors their usual names"
+    return ". If transformers loads that model, saving it once with `save_pretrained` gives its tensors the usual names"
 
 
 def with_absolute_paths(node: Any) -> Any:

@@ -36,18 +36,20 @@ class Step:
     Attributes:
         stage: One of `STAGES`.
         name: The order, merge or model.
-        marker: Its marker file.
+        output: The folder it makes.
+        marker: Its marker file, relative to that folder.
         inputs: What the marker is to remember.
     """
 
     stage: str
     name: str
-    marker: Path
+    output: Path
+    marker: str
     inputs: dict[str, Any]
 
     def is_done(self) -> bool:
         """Return whether the step was finished with these inputs; raises UserError if it was with others."""
-        return is_done(self.marker, self.inputs, stage=self.stage)
+        return is_done(self.output / self.marker, self.inputs, stage=self.stage, output=self.output)
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -64,7 +66,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     """
     experiment = load_experiment(path)
     if problems := check_experiment(experiment, read_data=dry_run):
-        raise UserError(f"{path}: {problem}" for problem in problems)
+        raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     steps = plan(experiment, run_directory)
     redone = set(STAGES[STAGES.index(force) :]) if force else set()
@@ -75,7 +77,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
         return
     for step in steps:
         if step.stage in redone:
-            step.marker.unlink(missing_ok=True)
+            (step.output / step.marker).unlink(missing_ok=True)
     _write_resolved(experiment, path, run_directory)
     train_orders(experiment, run_directory)
     for step in steps:
@@ -104,7 +106,7 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
     """
     experiment = load_experiment(path)
     if problems := [*check_sft(experiment), *check_data(experiment)]:
-        raise UserError(f"{path}: {problem}" for problem in problems)
+        raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     _write_resolved(experiment, path, run_directory)
     return train_orders(experiment, run_directory, only=only)
@@ -173,7 +175,7 @@ def check_file(path: Path) -> str:
     else:
         kind, problems = "experiment", check_experiment(load_experiment(path))
     if problems:
-        raise UserError(f"{path}: {problem}" for problem in problems)
+        raise UserError(problems, where=path)
     return kind
 
 
@@ -189,7 +191,7 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
     base = identity(experiment.model_path())
     common = order_inputs(experiment)
     orders = [
-        Step("train", f"order_{k}", run_directory / "orders" / str(k) / "order" / "order.json", {"order": k, **common})
+        Step("train", f"order_{k}", run_directory / "orders" / str(k), "order/order.json", {"order": k, **common})
         for k in range(experiment.orders.count)
     ]
     trained = [fingerprint(step.inputs) for step in orders]
@@ -199,13 +201,13 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
         inputs = {"recipe": given, "dtype": experiment.model.dtype, "orders": trained}
         if uses_base:
             inputs["base"] = base
-        merges.append(Step("merge", name, run_directory / "merges" / name / MERGE_MARKER, inputs))
+        merges.append(Step("merge", name, run_directory / "merges" / name, MERGE_MARKER, inputs))
     if not experiment.evaluation:
         return [*orders, *merges]
     models = {BASE: base, **{step.name: {"made_from": fingerprint(step.inputs)} for step in (*orders, *merges)}}
     scored = evaluation_inputs(models, evaluation_settings(experiment))
     folder = run_directory / "eval"
-    return [*orders, *merges, *(Step("eval", name, folder / name / EVAL_MARKER, scored[name]) for name in models)]
+    return [*orders, *merges, *(Step("eval", name, folder / name, EVAL_MARKER, scored[name]) for name in models)]
 
 
 def evaluation_settings(experiment: Experiment) -> EvaluationSection:

@@ -8,13 +8,14 @@ from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 
 
-def is_done(marker: Path, inputs: dict[str, Any], *, stage: str) -> bool:
+def is_done(marker: Path, inputs: dict[str, Any], *, stage: str, output: Path | None = None) -> bool:
     """Return whether a stage was finished with just these inputs.
 
     Args:
         marker: The file that `mark_done` writes.
         inputs: JSON-like values: the stage's part of the configuration, and fingerprints of its input files.
         stage: The stage's name as `--force` takes it, for the message.
+        output: What the stage made, for the message; the marker's folder if not given.
 
     Raises:
         UserError: If it was finished with other inputs; the message names each that changed.
@@ -31,7 +32,7 @@ def is_done(marker: Path, inputs: dict[str, Any], *, stage: str) -> bool:
         return True
     changes = "; ".join(_changes(before, now)) or "its marker was edited"
     raise UserError(
-        f"{marker.parent} was made with other inputs: {changes}. "
+        f"{output or marker.parent} was made with other inputs: {changes}. "
         f"Keep it and write elsewhere (another `name` or `--out`), or redo it (`ordermerge run ... --force {stage}`)"
     )
 

@@ -1,0 +1,105 @@
+"""The command line from outside: quick help, exit statuses, and messages without tracebacks."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ordermerge import __version__
+from ordermerge.cli import main
+from ordermerge.eval.saved import load_rows
+
+COMMANDS = ["run", "train", "check", "eval"]
+TASK = """
+task: text
+dataset_path: json
+dataset_kwargs: {data_files: {test: TEST}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}]
+"""
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import sys; from ordermerge.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "heavy = {'torch', 'transformers', 'mergekit', 'lm_eval', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: ")
+
+
+def test_version_is_printed() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output == f"ordermerge, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run"],
+        ["run", "x", "--no-such"],
+        ["run", "x", "--force", "cook"],
+        ["eval", "m"],
+        ["train", "x", "--order", "-1"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_2(arguments: list[str]) -> None:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert "Usage: " in done.output
+
+
+@pytest.mark.parametrize("command", ["run", "train", "check"])
+def test_mistakes_exit_1_with_a_sentence(command: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, [command, str(tmp_path / "no.yml")])
+    assert (done.exit_code, done.output) == (1, f"Error: {tmp_path / 'no.yml'}: no such file (looked in {tmp_path})\n")
+
+
+def test_module_runs_as_a_script() -> None:
+    done = subprocess.run([sys.executable, "-m", "ordermerge", "--version"], capture_output=True, text=True, check=True)
+    assert __version__ in done.stdout
+
+
+def test_check_tells_recipes_from_experiments(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text("merge_method: linear\nmodels: [{model: org/a}, {model: org/b}]\nparameters: {weight: 1}\n")
+    done = CliRunner().invoke(main, ["check", str(path)])
+    assert (done.exit_code, done.output) == (0, f"{path}: the recipe is well-formed\n")
+    path.write_text("merge_method: linear\nmodels: [{model: org/a}]\nparameters: {wieght: 1}\n")
+    done = CliRunner().invoke(main, ["check", str(path)])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {path}: 2 problems:\n  - unknown parameter `parameters.wieght` for linear")
+
+
+def test_eval_scores_any_models_and_keeps_the_files(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
+    base, first, _ = make_family(count=2)
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "abc=12"}) + "\n")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "text.yaml").write_text(TASK.replace("TEST", str(tmp_path / "text.jsonl")))
+    arguments = ["--tasks", "text", "--include-path", str(tmp_path / "tasks"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, ["eval", str(base), str(first), *arguments, "--batch-size", "2", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    rows = load_rows(tmp_path / "out")
+    assert {row.model for row in rows} == {"base", "sub0"}
+    for row in rows:
+        assert f"{row.value:.3f}" in done.output
+    assert list((tmp_path / "out" / "base").glob("results_*.json"))
+
+    bad = CliRunner().invoke(main, ["eval", str(base), *arguments, "--gen-kwargs", "temperature"])
+    assert bad.exit_code == 1
+    assert "gen_kwargs: must be key=value,key=value; got 'temperature' in 'temperature'" in bad.output
+    changed = CliRunner().invoke(main, ["eval", str(base), *arguments, "--num-fewshot", "1"])
+    assert changed.exit_code == 1
+    assert "was made with other inputs: `evaluation.num_fewshot` was null, is now 1" in changed.output

@@ -1,0 +1,164 @@
+"""`ordermerge run` on a tiny model: the whole chain, what is done again and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from ordermerge.cli import main
+
+pytestmark = pytest.mark.integration
+
+TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: TEST}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["<eos>"], max_gen_toks: 4}
+metric_list: [{metric: exact_match}]
+metadata: {version: 1.0}
+"""
+
+
+@pytest.fixture
+def experiment(make_family: Callable[..., list[Path]], tmp_path: Path) -> Path:
+    base, *_ = make_family(count=0)
+    records = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(5) for b in range(5)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text(TASK.replace("TEST", str(tmp_path / "data.jsonl")))
+    path = tmp_path / "experiment.yml"
+    content = {
+        "name": "tiny",
+        "model": {"path": str(base), "dtype": "bfloat16"},
+        "data": {"train": "data.jsonl", "prompt": "{question}", "completion": "{answer}"},
+        "orders": {"count": 2},
+        "sft": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "bf16": False},
+        "merges": {
+            "average": {"merge_method": "linear", "parameters": {"weight": 1}},
+            "resampled": {"merge_method": "parameter_selection_resample"},
+            "dare": {"merge_method": "dare_ties", "parameters": {"weight": 0.5, "density": 0.5}},
+        },
+        "evaluation": {"tasks": ["sums"], "include_path": "tasks", "batch_size": 16, "device": "cpu"},
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def run(experiment: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["run", str(experiment), "--runs-dir", str(experiment.parent / "runs"), *options])
+
+
+def change(experiment: Path, section: str, **values: Any) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content[section] |= values
+    experiment.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def times(directory: Path) -> dict[str, int]:
+    markers = [*directory.rglob("order.json"), *directory.rglob("ordermerge.json")]
+    return {path.relative_to(directory).as_posix(): path.stat().st_mtime_ns for path in markers}
+
+
+def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
+    directory = experiment.parent / "runs" / "tiny"
+    plan = run(experiment, "--dry-run")
+    assert plan.exit_code == 0, plan.output
+    assert "merge average, resampled, dare" in plan.output
+    assert not directory.exists()
+
+    first = run(experiment)
+    assert first.exit_code == 0, first.output
+    report = (directory / "report.md").read_text()
+    for name in ("base", "order_0", "order_1", "average", "resampled", "dare"):
+        assert f"| {name} |" in report
+        assert name in first.output
+    assert "50 samples" in report
+    assert yaml.safe_load((directory / "experiment.yml").read_text())["made_with"]["versions"]["mergekit"]
+    recipes = {name: (directory / "recipes" / f"{name}.yml").read_text() for name in ("average", "resampled", "dare")}
+    assert recipes["dare"].startswith(
+        f"# mergekit-yaml {directory}/recipes/dare.yml {directory}/merges/dare --random-seed 0\n"
+    )
+    assert "base_model" not in recipes["average"]  # `linear` would average it in
+    assert yaml.safe_load(recipes["resampled"])["models"] == [{"model": f"{directory}/orders/{k}"} for k in range(2)]
+
+    # nothing is done twice
+    before = times(directory)
+    assert len(before) == 2 + 3 + 6
+    again = run(experiment)
+    assert again.exit_code == 0, again.output
+    assert times(directory) == before
+    assert (directory / "report.md").read_text().split("## Reproduce")[0] == report.split("## Reproduce")[0]
+
+    # what is missing, and only that, is done
+    (directory / "merges" / "average" / "ordermerge.json").unlink()
+    assert run(experiment).exit_code == 0
+    after = times(directory)
+    assert [name for name in after if after[name] != before[name]] == ["merges/average/ordermerge.json"]
+
+    # a merge can be added, a change is refused by name, and --force redoes the stage and those after it
+    change(experiment, "merges", selected={"merge_method": "parameter_selection"})
+    added = run(experiment)
+    assert added.exit_code == 0, added.output
+    assert "| selected |" in (directory / "report.md").read_text()
+    before = times(directory)
+    change(experiment, "merges", selected={"merge_method": "parameter_selection", "parameters": {"seed": 1}})
+    refused = run(experiment)
+    assert refused.exit_code == 1
+    assert '`recipe.parameters` was null, is now {"seed": 1}' in refused.output
+    assert "--force merge" in refused.output
+    assert times(directory) == before
+    forced = run(experiment, "--force", "merge")
+    assert forced.exit_code == 0, forced.output
+    after = times(directory)
+    assert {name for name in after if after[name] == before[name]} == {f"orders/{k}/order/order.json" for k in range(2)}
+
+
+def test_a_changed_order_is_refused_before_anything_is_done(experiment: Path) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    experiment.write_text(yaml.safe_dump({**content, "merges": {}, "evaluation": None}))
+    assert run(experiment).exit_code == 0
+    directory = experiment.parent / "runs" / "tiny"
+    assert "Nothing was evaluated" in (directory / "report.md").read_text()
+    before = times(directory)
+    change(experiment, "orders", seed=1)
+    done = run(experiment)
+    assert done.exit_code == 1
+    assert "`orders.seed` was 0, is now 1" in done.output
+    assert times(directory) == before
+    (experiment.parent / "data.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n' * 25)
+    change(experiment, "orders", seed=0)
+    assert "`data.fingerprints.train` was" in run(experiment).output
+
+
+def test_all_problems_are_reported_before_anything_is_done(experiment: Path) -> None:
+    change(experiment, "sft", packing=True, lerning_rate=1)
+    change(experiment, "merges", base={"merge_method": "linear"}, typo={"merge_method": "tise"})
+    change(experiment, "evaluation", tasks=["sum"])
+    done = run(experiment)
+    assert done.exit_code == 1
+    for message in (
+        "`sft.packing` cannot be set",
+        "(did you mean 'learning_rate'?)",
+        "merges.base: this name is taken",
+        "merges.base: linear needs `weight`",
+        "merges.typo: unknown `merge_method` 'tise' (did you mean 'ties'?)",
+        "evaluation: task 'sum' is unknown (did you mean 'sums'?)",
+    ):
+        assert message in done.output, done.output
+    assert not (experiment.parent / "runs").exists()
+
+
+def test_dry_run_reads_the_data(experiment: Path) -> None:
+    change(experiment, "data", prompt="{frage}")
+    done = run(experiment, "--dry-run")
+    assert done.exit_code == 1
+    assert "frage" in done.output
+    assert "known" in done.output or "question" in done.output
