@@ -18,7 +18,7 @@ from ordermerge.eval.tasks import find_tasks, load_problems, local_identity
 from ordermerge.experiment import EvaluationSection
 from ordermerge.files import write_text
 from ordermerge.provenance import record
-from ordermerge.stages import is_done, mark_done
+from ordermerge.stages import Step, mark_done, unfinished
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -97,8 +97,8 @@ def score_models(
         raise UserError(problems)
     with quiet():
         identities = {name: given.get(name) or identity(model) for name, model in models.items()}
-        made = evaluation_inputs(identities, settings)
-        todo = _unfinished(made, out)
+        # Decided for all at once, so that several processes decide alike.
+        todo = {step.name: step for step in unfinished(evaluation_steps(identities, settings, out))}
         manager, tasks = _ready({name: models[name] for name in todo}, settings, out) if todo else (None, [])
         failures = {}
         for position, (name, model) in enumerate(models.items(), start=1):
@@ -108,7 +108,7 @@ def score_models(
                 continue
             _say(f"{where}: scoring {model}")
             started = time.perf_counter()
-            failures[name] = _score_or_explain(model, manager, tasks, settings, out / name, made[name])
+            failures[name] = _score_or_explain(model, manager, tasks, settings, todo[name])
             _say(f"{where}: {'failed' if failures[name] else 'scored'} after {time.perf_counter() - started:.1f} s")
     rows = load_rows(out, models) if _is_main_process() else []
     failed = [f"{name} ({models[name]}) could not be scored: {reason}" for name, reason in failures.items() if reason]
@@ -117,17 +117,18 @@ def score_models(
     return rows
 
 
-def evaluation_inputs(
-    identities: Mapping[str, dict[str, Any]], settings: EvaluationSection
-) -> dict[str, dict[str, Any]]:
-    """Return what the scores of each model depend on, as its marker remembers it.
+def evaluation_steps(identities: Mapping[str, dict[str, Any]], settings: EvaluationSection, out: Path) -> list[Step]:
+    """Return a step for each model to be scored.
 
     Args:
         identities: For each model what identifies it.
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
+        out: Where the results go.
     """
     common = {"evaluation": settings.model_dump(exclude=NOT_INPUTS), "tasks": local_identity(settings)}
-    return {name: {**common, "model": identity} for name, identity in identities.items()}
+    return [
+        Step(STAGE, name, out / name, MARKER, {**common, "model": identity}) for name, identity in identities.items()
+    ]
 
 
 def _settings_problems(settings: EvaluationSection) -> list[str]:
@@ -153,20 +154,6 @@ def _model_problems(models: Mapping[str, str], settings: EvaluationSection, out:
     return [problem for problem in problems if problem]
 
 
-def _unfinished(made: Mapping[str, dict[str, Any]], out: Path) -> list[str]:
-    """Return the models still to score, decided for all at once so that several processes decide alike."""
-    todo, problems = [], []
-    for name, inputs in made.items():
-        try:
-            if not is_done(out / name / MARKER, inputs, stage=STAGE):
-                todo.append(name)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-    return todo
-
-
 def _ready(models: Mapping[str, str], settings: EvaluationSection, out: Path) -> tuple["TaskManager", list[str]]:
     """Return the tasks, after everything has been checked that can go wrong before a model is loaded."""
     problems = _model_problems(models, settings, out)
@@ -180,13 +167,14 @@ def _ready(models: Mapping[str, str], settings: EvaluationSection, out: Path) ->
 
 
 def _score_or_explain(
-    model: str, manager: Any, tasks: list[str], settings: EvaluationSection, folder: Path, inputs: dict[str, Any]
+    model: str, manager: Any, tasks: list[str], settings: EvaluationSection, step: Step
 ) -> str | None:
     """Score one model, and return why that failed, or None."""
+    folder = step.output
     try:
         files = evaluate_model(model, manager, tasks, settings, folder)
         if files is not None:
-            mark_done(folder / MARKER, inputs, {**files, **record(Path.cwd())})
+            mark_done(folder / step.marker, step.inputs, {**files, **record(Path.cwd())})
     except Exception as error:  # whatever a checkpoint or backend raises must not lose the models after it
         write_text(folder / ERROR_FILE, traceback.format_exc())
         return f"{type(error).__name__}: {_first_sentence(str(error))} (traceback: {folder / ERROR_FILE})"

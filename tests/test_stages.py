@@ -1,37 +1,57 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.stages import is_done, mark_done
+from ordermerge.stages import Step, mark_done, unfinished
 
 INPUTS = {"orders": {"seed": 0, "strategy": "random"}, "files": ["a"]}
 
 
+def step(tmp_path: Path, inputs: dict[str, Any], name: str = "x", stage: str = "train") -> Step:
+    return Step(stage, name, tmp_path / name, "marker.json", inputs)
+
+
+def done(tmp_path: Path, inputs: dict[str, Any], name: str = "x") -> None:
+    mark_done(tmp_path / name / "marker.json", inputs, {"seconds": 1})
+
+
 def test_done_only_after_marking_with_the_same_inputs(tmp_path: Path) -> None:
-    marker = tmp_path / "x" / "marker.json"
-    assert not is_done(marker, INPUTS, stage="train")
-    mark_done(marker, INPUTS, {"seconds": 1})
-    assert is_done(marker, dict(reversed(INPUTS.items())), stage="train")
+    assert not step(tmp_path, INPUTS).is_done()
+    done(tmp_path, INPUTS)
+    assert step(tmp_path, dict(reversed(INPUTS.items()))).is_done()
 
 
 def test_changed_inputs_are_refused_by_name(tmp_path: Path) -> None:
-    mark_done(tmp_path / "m.json", INPUTS, {})
-    changed = {"orders": {"seed": 1, "strategy": "random"}, "files": ["a", "b"]}
+    done(tmp_path, INPUTS)
     with pytest.raises(UserError) as caught:
-        is_done(tmp_path / "m.json", changed, stage="train")
+        step(tmp_path, {"orders": {"seed": 1, "strategy": "random"}, "files": ["a", "b"]}).is_done()
     text = str(caught.value)
-    assert '`orders.seed` was 0, is now 1; `files` was ["a"], is now ["a", "b"]' in text
-    assert "--force train" in text
+    assert text.startswith(f"{tmp_path / 'x'} was made with other inputs: ")
+    assert '`orders.seed` was 0, is now 1; `files` was ["a"], is now ["a", "b"]. ' in text
+    assert text.endswith("(`ordermerge run ... --force train`)")
 
 
 def test_added_and_removed_keys_are_named(tmp_path: Path) -> None:
-    mark_done(tmp_path / "m.json", {"a": 1, "b": 2}, {})
+    done(tmp_path, {"a": 1, "b": 2})
     with pytest.raises(UserError, match=r"`b` was 2, is now null; `c` was null, is now 3"):
-        is_done(tmp_path / "m.json", {"a": 1, "c": 3}, stage="eval")
+        step(tmp_path, {"a": 1, "c": 3}).is_done()
 
 
 def test_unreadable_marker_names_the_file_and_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text("{")
-    with pytest.raises(UserError, match=r"m\.json: cannot be read as a marker .* `--force merge`"):
-        is_done(tmp_path / "m.json", {}, stage="merge")
+    done(tmp_path, {})
+    (tmp_path / "x" / "marker.json").write_text("{")
+    with pytest.raises(UserError, match=r"marker\.json: cannot be read as a marker .* `--force merge`"):
+        step(tmp_path, {}, stage="merge").is_done()
+
+
+def test_unfinished_keeps_the_order_and_reports_all_changes_together(tmp_path: Path) -> None:
+    done(tmp_path, INPUTS, "b")
+    steps = [step(tmp_path, INPUTS, name) for name in ("c", "b", "a")]
+    assert unfinished(steps) == [steps[0], steps[2]]
+    done(tmp_path, {}, "a")
+    done(tmp_path, {}, "c")
+    with pytest.raises(UserError) as caught:
+        unfinished(steps)
+    assert [problem.split()[0] for problem in caught.value.problems] == [str(tmp_path / name) for name in ("c", "a")]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ordermerge.train.data import Samples, check_data, data_file, load_samples
     from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints, random_orders
     from ordermerge.train.settings import check_sft
-    from ordermerge.train.sft import order_inputs, train_orders
+    from ordermerge.train.sft import order_steps, train_orders
 
 _HOMES = {
     "STRATEGIES": "orders",
@@ -21,7 +21,7 @@ _HOMES = {
     "data_file": "data",
     "epoch_fingerprints": "orders",
     "load_samples": "data",
-    "order_inputs": "sft",
+    "order_steps": "sft",
     "random_orders": "orders",
     "train_orders": "sft",
 }
@@ -35,7 +35,7 @@ __all__ = [
     "data_file",
     "epoch_fingerprints",
     "load_samples",
-    "order_inputs",
+    "order_steps",
     "random_orders",
     "train_orders",
 ]

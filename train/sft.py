@@ -22,7 +22,8 @@ from ordermerge.train.record import describe, warnings
 from ordermerge.train.settings import TRAINING_SEED, check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer
 
-__all__ = ["check_sft", "order_inputs", "train_orders"]
+MARKER = "order/order.json"
+__all__ = ["check_sft", "order_steps", "train_orders"]
 
 
 def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
@@ -45,29 +46,26 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
     directories = {order: run_directory / "orders" / str(order) for order in (range(count) if only is None else [only])}
-    inputs = order_inputs(experiment)
-    done = {
-        order
-        for order, path in directories.items()
-        if stages.is_done(_marker(path), {"order": order, **inputs}, stage="train", output=path)
-    }
-    for order in sorted(done):
-        _say(f"order {order}: already trained, kept {directories[order]}")
-    todo = {order: path for order, path in directories.items() if order not in done}
+    steps = [step for step in order_steps(experiment, run_directory) if step.output in directories.values()]
+    todo = stages.unfinished(steps)
+    for step in steps:
+        if step not in todo:
+            _say(f"{step.name}: already trained, kept {step.output}")
     if todo:
         with quiet():
-            _train_all(experiment, todo, inputs)
+            _train_all(experiment, todo)
     return list(directories.values())
 
 
-def order_inputs(experiment: Experiment) -> dict[str, Any]:
-    """Return what determines a sub-model, its order's number aside; `orders.count` does not.
+def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
+    """Return a step for each order; `orders.count` is not among the inputs of any.
 
     Args:
         experiment: The experiment.
+        run_directory: Holds `orders/0` to `orders/K-1`.
     """
     files = {name: data_file(experiment, name) for name in ("train", "validation")}
-    return {
+    inputs = {
         "model": base_inputs(experiment),
         "data": {
             **experiment.data.model_dump(),
@@ -76,22 +74,28 @@ def order_inputs(experiment: Experiment) -> dict[str, Any]:
         "orders": experiment.orders.model_dump(exclude={"count"}),
         "sft": experiment.sft,
     }
+    return [
+        stages.Step(
+            "train", f"order_{order}", run_directory / "orders" / str(order), MARKER, {"order": order, **inputs}
+        )
+        for order in range(experiment.orders.count)
+    ]
 
 
-def _train_all(experiment: Experiment, todo: dict[int, Path], inputs: dict[str, Any]) -> None:
+def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     """Train the orders one after the other; the data is loaded and tokenised once for all."""
     samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
     prepared: Prepared | None = None
-    for order, path in todo.items():
-        started = time.perf_counter()
-        with new_directory(path) as partial:
+    for step in todo:
+        order, started = step.inputs["order"], time.perf_counter()
+        with new_directory(step.output) as partial:
             base = load_model(experiment)
             trainer = _make_trainer(experiment, order, base, tokenizer, prepared or samples, partial)
             if prepared is None:
                 prepared = prepare(experiment, samples, trainer)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     _say(f"warning: {warning}")
-            _say(f"order {order}: training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs")
+            _say(f"{step.name}: training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs")
             trained = _train_one(trainer, prepared.orders[order])
             save_submodel(trainer, base, experiment, partial)
             if not any((partial / "logs").iterdir()):
@@ -102,8 +106,8 @@ def _train_all(experiment: Experiment, todo: dict[int, Path], inputs: dict[str, 
             seconds = round(time.perf_counter() - started, 3)
             record = {**describe(experiment, order, samples, prepared), **trained, "seconds": seconds}
             record |= provenance.record(experiment.directory)
-            stages.mark_done(_marker(partial), {"order": order, **inputs}, record)
-        _say(f"order {order}: trained in {seconds:.1f} s, mean loss {trained['train_loss']:.4f} -> {path}")
+            stages.mark_done(partial / MARKER, step.inputs, record)
+        _say(f"{step.name}: trained in {seconds:.1f} s, mean loss {trained['train_loss']:.4f} -> {step.output}")
         del base, trainer
         _free_memory()
 
@@ -158,10 +162,6 @@ def _train_one(trainer: OrderTrainer, permutations: torch.Tensor) -> dict[str, A
         "device": trainer.args.device.type,
         "threads": torch.get_num_threads(),
     }
-
-
-def _marker(directory: Path) -> Path:
-    return directory / "order" / "order.json"
 
 
 def _free_memory() -> None:

@@ -1,7 +1,6 @@
 """The whole chain over one run directory: train, merge, evaluate, report. What is done is not done twice."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.errors import UserError
 from ordermerge.eval.models import identity, model_names, model_problem
-from ordermerge.eval.saved import MARKER as EVAL_MARKER
-from ordermerge.eval.scoring import ScoringFailed, check_evaluation, evaluation_inputs, score_models
+from ordermerge.eval.scoring import ScoringFailed, check_evaluation, evaluation_steps, score_models
 from ordermerge.eval.table import Row, print_table
 from ordermerge.experiment import EvaluationSection, Experiment, evaluation_section, load_experiment, read_yaml
 from ordermerge.files import fingerprint, write_text
@@ -22,34 +20,11 @@ from ordermerge.merging import merge
 from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
-from ordermerge.stages import is_done
-from ordermerge.train import check_data, check_sft, data_file, load_samples, order_inputs, train_orders
+from ordermerge.stages import Step, unfinished
+from ordermerge.train import check_data, check_sft, data_file, load_samples, order_steps, train_orders
 
 STAGES = ("train", "merge", "eval")
 BASE = "base"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One unit of work of a run: what makes it, where its marker is, what it is made from.
-
-    Attributes:
-        stage: One of `STAGES`.
-        name: The order, merge or model.
-        output: The folder it makes.
-        marker: Its marker file, relative to that folder.
-        inputs: What the marker is to remember.
-    """
-
-    stage: str
-    name: str
-    output: Path
-    marker: str
-    inputs: dict[str, Any]
-
-    def is_done(self) -> bool:
-        """Return whether the step was finished with these inputs; raises UserError if it was with others."""
-        return is_done(self.output / self.marker, self.inputs, stage=self.stage, output=self.output)
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -70,7 +45,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     run_directory = (runs_dir / experiment.name).resolve()
     steps = plan(experiment, run_directory)
     redone = set(STAGES[STAGES.index(force) :]) if force else set()
-    todo = _unfinished(step for step in steps if step.stage not in redone)
+    todo = unfinished(step for step in steps if step.stage not in redone)
     todo += [step for step in steps if step.stage in redone]
     _print_plan(experiment, run_directory, steps, todo)
     if dry_run:
@@ -189,11 +164,7 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
         run_directory: Its run directory.
     """
     base = identity(experiment.model_path())
-    common = order_inputs(experiment)
-    orders = [
-        Step("train", f"order_{k}", run_directory / "orders" / str(k), "order/order.json", {"order": k, **common})
-        for k in range(experiment.orders.count)
-    ]
+    orders = order_steps(experiment, run_directory)
     trained = [fingerprint(step.inputs) for step in orders]
     merges = []
     for name, given in experiment.merges.items():
@@ -205,9 +176,8 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
     if not experiment.evaluation:
         return [*orders, *merges]
     models = {BASE: base, **{step.name: {"made_from": fingerprint(step.inputs)} for step in (*orders, *merges)}}
-    scored = evaluation_inputs(models, evaluation_settings(experiment))
-    folder = run_directory / "eval"
-    return [*orders, *merges, *(Step("eval", name, folder / name, EVAL_MARKER, scored[name]) for name in models)]
+    scored = evaluation_steps(models, evaluation_settings(experiment), run_directory / "eval")
+    return [*orders, *merges, *scored]
 
 
 def evaluation_settings(experiment: Experiment) -> EvaluationSection:
@@ -232,20 +202,6 @@ def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
     orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
     merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
     return {BASE: experiment.model_path(), **orders, **merges}
-
-
-def _unfinished(steps: Iterable[Step]) -> list[Step]:
-    """Return the steps still to do; if any was done from other inputs, report all of those."""
-    todo, problems = [], []
-    for step in steps:
-        try:
-            if not step.is_done():
-                todo.append(step)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-    return todo
 
 
 def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], todo: list[Step]) -> None:

@@ -1,6 +1,8 @@
-"""Done or not: a stage's marker is written last and holds the fingerprint of the stage's inputs."""
+"""Done or not: a step's marker is written last and holds the fingerprint of the step's inputs."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,41 +10,77 @@ from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 
 
-def is_done(marker: Path, inputs: dict[str, Any], *, stage: str, output: Path | None = None) -> bool:
-    """Return whether a stage was finished with just these inputs.
+@dataclass(frozen=True)
+class Step:
+    """One unit of work that is done once.
+
+    Attributes:
+        stage: What `--force` calls it: train, merge or eval.
+        name: The order, merge or model.
+        output: The folder it makes.
+        marker: Its marker file, relative to that folder.
+        inputs: JSON-like values: its part of the configuration, and fingerprints of its input files.
+    """
+
+    stage: str
+    name: str
+    output: Path
+    marker: str
+    inputs: dict[str, Any]
+
+    def is_done(self) -> bool:
+        """Return whether the step was finished with just these inputs.
+
+        Raises:
+            UserError: If it was finished with other inputs; the message names each that changed.
+        """
+        marker = self.output / self.marker
+        try:
+            record = json.loads(marker.read_text(encoding="utf-8"))
+            before = record["inputs"]
+        except FileNotFoundError:
+            return False
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{marker}: cannot be read as a marker ({error!r}); redo it with `--force {self.stage}`"
+            ) from None
+        now = json.loads(json.dumps(self.inputs, default=str))
+        if record.get("fingerprint") == fingerprint(now):
+            return True
+        changes = "; ".join(_changes(before, now)) or "its marker was edited"
+        raise UserError(
+            f"{self.output} was made with other inputs: {changes}. Keep it and write elsewhere (another `name` or "
+            f"`--out`), or redo it (`ordermerge run ... --force {self.stage}`)"
+        )
+
+
+def unfinished(steps: Iterable[Step]) -> list[Step]:
+    """Return the steps still to do.
 
     Args:
-        marker: The file that `mark_done` writes.
-        inputs: JSON-like values: the stage's part of the configuration, and fingerprints of its input files.
-        stage: The stage's name as `--force` takes it, for the message.
-        output: What the stage made, for the message; the marker's folder if not given.
+        steps: The steps.
 
     Raises:
-        UserError: If it was finished with other inputs; the message names each that changed.
+        UserError: If any were done from other inputs, about all of those together.
     """
-    try:
-        record = json.loads(marker.read_text(encoding="utf-8"))
-        before = record["inputs"]
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{marker}: cannot be read as a marker ({error!r}); redo it with `--force {stage}`") from None
-    now = json.loads(json.dumps(inputs, default=str))
-    if record.get("fingerprint") == fingerprint(now):
-        return True
-    changes = "; ".join(_changes(before, now)) or "its marker was edited"
-    raise UserError(
-        f"{output or marker.parent} was made with other inputs: {changes}. "
-        f"Keep it and write elsewhere (another `name` or `--out`), or redo it (`ordermerge run ... --force {stage}`)"
-    )
+    todo, problems = [], []
+    for step in steps:
+        try:
+            if not step.is_done():
+                todo.append(step)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return todo
 
 
 def mark_done(marker: Path, inputs: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write a stage's marker; call it when everything else of the stage is on disk.
+    """Write a step's marker; call it when everything else of the step is on disk.
 
     Args:
         marker: The file to write.
-        inputs: What `is_done` will compare with.
+        inputs: What `Step.is_done` will compare with.
         record: What else to note of how the output was made.
     """
     now = json.loads(json.dumps(inputs, default=str))

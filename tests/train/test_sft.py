@@ -237,7 +237,7 @@ def test_finished_orders_are_kept_and_a_larger_count_adds_to_them(
     assert len(directories) == 3
     assert len(consumed) == 3
     assert _order(directories[0]) == before
-    assert "order 0: already trained" in capsys.readouterr().err
+    assert "order_0: already trained" in capsys.readouterr().err
     for order, directory in enumerate(directories):
         assert torch.equal(_permutations(directory)["permutations"], random_orders(40, 2, 3, 0)[order])
 
