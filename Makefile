@@ -5,13 +5,20 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test results lint format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ordermerge run recipes/quickstart/experiment.yml
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest
+
+# The committed results: what README.md quotes.
+results: quickstart
+	$(BIN)/ordermerge run recipes/quickstart/longer.yml
+	mkdir -p recipes/quickstart/results
+	cp runs/quickstart/report.md recipes/quickstart/results/quickstart.md
+	cp runs/quickstart_longer/report.md recipes/quickstart/results/quickstart_longer.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.eval.models import HF_BACKENDS, local_folder
+from ordermerge.eval.quiet import no_git_complaint
 from ordermerge.eval.saved import new_tracker, save_results
 from ordermerge.experiment import EvaluationSection
 
@@ -32,21 +33,22 @@ def evaluate_model(
     tracker = new_tracker(folder)
     # An absolute path: lm-eval asks the hub for the commit of anything that may be a hub id, as "runs/x" may.
     pretrained = str(local_folder(model) or model)
-    results = simple_evaluate(
-        model=settings.model,
-        model_args={**settings.model_args, "pretrained": pretrained},
-        tasks=tasks,
-        num_fewshot=settings.num_fewshot,
-        batch_size=settings.batch_size,
-        device=settings.device or _default_device(settings.model),
-        limit=settings.limit,
-        apply_chat_template=settings.apply_chat_template,
-        gen_kwargs=dict(settings.gen_kwargs) or None,
-        task_manager=manager,
-        evaluation_tracker=tracker,
-        confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
-        log_samples=True,
-    )
+    with no_git_complaint():
+        results = simple_evaluate(
+            model=settings.model,
+            model_args={**settings.model_args, "pretrained": pretrained},
+            tasks=tasks,
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            device=settings.device or _default_device(settings.model),
+            limit=settings.limit,
+            apply_chat_template=settings.apply_chat_template,
+            gen_kwargs=dict(settings.gen_kwargs) or None,
+            task_manager=manager,
+            evaluation_tracker=tracker,
+            confirm_run_unsafe_code=settings.confirm_run_unsafe_code,
+            log_samples=True,
+        )
     if results is None:  # one of several processes, and not the one that holds the results
         return None
     return save_results(tracker, results, folder)

@@ -5,7 +5,10 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from ordermerge.provenance import git_commit
 
 # Warnings that repeat the user's own settings, or explain an option of lm-eval's command that is of no use here.
 IDLE = ("Overwriting default num_fewshot", "generation_kwargs: ", "Custom kwargs can be passed to `--metadata`")
@@ -80,3 +83,23 @@ def _no_load_counts() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before
+
+
+@contextmanager
+def no_git_complaint() -> Iterator[None]:
+    """Keep git from complaining, once for every model, that the working directory is in no checkout.
+
+    What lm-eval notes of it is the same.
+
+    Yields:
+        Nothing.
+    """
+    from lm_eval import evaluator
+
+    original = evaluator.get_git_commit_hash
+    if git_commit(Path.cwd()) is None:
+        evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = original

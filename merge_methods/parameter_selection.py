@@ -119,6 +119,7 @@ def _name_missing_base(method: FunctionalGroupMergeMethod) -> _BaseRequired:
     return _BaseRequired(method.spec, method.implementation)
 
 
+# The defaults are what a recipe would say: mergekit validates them like a recipe's values.
 @merge_method(
     name="parameter_selection",
     pretty_name="Parameter Selection",
@@ -130,7 +131,7 @@ def parameter_selection_merge(
     weight: PerNonBase[Weight] = 1.0,
     resample: Resample = 0,
     seed: Seed = 0,
-    granularity: GranularityParameter = "element",
+    granularity: GranularityParameter = "element",  # type: ignore[assignment]
 ) -> torch.Tensor:
     return _merge(group, weight, resample, seed, granularity)
 
@@ -145,8 +146,8 @@ def parameter_selection_merge(
 def parameter_selection_resample_merge(
     group: TensorGroup,
     weight: PerNonBase[Weight] = 1.0,
-    resample: Resample = "full",
+    resample: Resample = "full",  # type: ignore[assignment]
     seed: Seed = 0,
-    granularity: GranularityParameter = "element",
+    granularity: GranularityParameter = "element",  # type: ignore[assignment]
 ) -> torch.Tensor:
     return _merge(group, weight, resample, seed, granularity)

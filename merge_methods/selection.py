@@ -1,26 +1,62 @@
 """Which sub-model each value comes from: the draw, and the selection by it, over flat integer lanes.
 
-Everything here works on *lanes* (`ordermerge.unchanged.to_lanes`) in pieces that fit a cache. Masks are integers 0
-and -1 of the lanes' own type and are applied bitwise: comparisons that write bool, and `torch.where`, are several
-times slower on 16-bit values. All scratch belongs to the call, because mergekit runs kernels in threads.
+Everything here works on *lanes* (`ordermerge.unchanged.to_lanes`) in pieces that fit a cache, with integer operations
+that torch vectorises: comparisons that write bool, and `torch.where`, are several times slower on 16-bit values. All
+scratch belongs to the call, because mergekit runs kernels in threads.
 """
 
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 from itertools import accumulate
 
 import torch
 
-from ordermerge.counter import random_words, stream_key
+from ordermerge.counter import counters, mix_words, stream_key
 from ordermerge.unchanged import Base
 
 _DRAW_BITS = 16
 _DRAWS = 1 << _DRAW_BITS
 _DRAWS_PER_WORD = 64 // _DRAW_BITS
+# Sums of whole weights up to this are counted exactly in 16-bit lanes, and scaled exactly by a draw in float32.
+_LARGEST_TOTAL = 127
 # A weight this much smaller than the largest is still counted as positive in float32.
 _SMALLEST_WEIGHT = 2.0**-100
 # Elements worked on at once, a multiple of the draws per word: few enough for a CPU's cache, enough for an accelerator.
-_CHUNK_CPU = 1 << 17
-_CHUNK_ACCELERATOR = 1 << 21
+_CHUNK_CPU = 1 << 18
+_CHUNK_ACCELERATOR = 1 << 20
+
+
+class _Workspace:
+    """Scratch tensors of one call, made once and used for every piece.
+
+    Args:
+        like: A lanes tensor: its type and device are those of the scratch.
+    """
+
+    def __init__(self, like: torch.Tensor):
+        self.chunk = _CHUNK_CPU if like.device.type == "cpu" else _CHUNK_ACCELERATOR
+        self._like = like
+        self._size = min(self.chunk, like.numel())
+        self._tensors: dict[str, torch.Tensor] = {}
+        words = -(-self._size // _DRAWS_PER_WORD)
+        self._counters = counters(words, device=like.device)
+        self._words, self._shifted = torch.empty_like(self._counters), torch.empty_like(self._counters)
+
+    def get(self, name: str, length: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return the first `length` elements of the scratch tensor of that name; their content is arbitrary."""
+        if name not in self._tensors:
+            self._tensors[name] = torch.empty(self._size, dtype=dtype or self._like.dtype, device=self._like.device)
+        return self._tensors[name][:length]
+
+    def draws(self, stream: tuple[int, str, int], start: int, length: int) -> torch.Tensor:
+        """Return the draws of elements `start` onwards: uniform on [-2^15, 2^15), in the lanes' type."""
+        words = slice(-(-length // _DRAWS_PER_WORD))
+        first = start // _DRAWS_PER_WORD
+        out, scratch = self._words[words], self._shifted[words]
+        mixed = mix_words(self._counters[words], stream_key(*stream), first, out=out, scratch=scratch)
+        draws = mixed.view(torch.int16)[:length]
+        return draws if self._like.dtype == torch.int16 else self.get("draws", length).copy_(draws)
 
 
 def fill_elements(
@@ -41,90 +77,124 @@ def fill_elements(
         resample: Number of rounds, or `math.inf`; not looked at without a base.
         stream: Seed and tensor name, which together name the draw.
     """
-    chunk = _CHUNK_CPU if out.device.type == "cpu" else _CHUNK_ACCELERATOR
-    for start in range(0, out.numel(), chunk):
-        span = slice(start, start + chunk)
-        pieces = [lanes[span] for lanes in models]
-        draws = _draws((*stream, 0), start, out[span])
+    space = _Workspace(out)
+    weights = whole_weights(weights)
+    for start in range(0, out.numel(), space.chunk):
+        span = slice(start, start + space.chunk)
+        piece, pieces = out[span], [lanes[span] for lanes in models]
+        draws = space.draws((*stream, 0), start, piece.numel())
         if base is None:
-            _select(out[span], pieces, weights, draws)
+            _select(piece, pieces, weights, draws, space)
         elif math.isinf(resample):
-            _select_changed(out[span], pieces, weights, Base(base[span]), draws)
+            _select_changed(piece, pieces, weights, Base(base[span]), draws, space)
         else:
-            _select(out[span], pieces, weights, draws)
-            _resample(out[span], pieces, weights, Base(base[span]), int(resample), stream, start)
+            _select(piece, pieces, weights, draws, space)
+            _resample(piece, pieces, weights, Base(base[span]), int(resample), (stream, start), space)
 
 
-def _draws(stream: tuple[int, str, int], start: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the draws of elements `start` onwards: uniform on [-2^15, 2^15), of the shape and type of `like`."""
-    words = -(-like.numel() // _DRAWS_PER_WORD)
-    bits = random_words(stream_key(*stream), start // _DRAWS_PER_WORD, words, device=like.device)
-    return bits.view(torch.int16)[: like.numel()].to(like.dtype)
+def whole_weights(weights: Sequence[float]) -> list[float]:
+    """Return the same proportions as small whole numbers, or else as fractions of the largest weight.
+
+    Args:
+        weights: Positive numbers.
+    """
+    shares = [weight / max(weights) for weight in weights]
+    near = [Fraction(share).limit_denominator(_LARGEST_TOTAL) for share in shares]
+    whole = [share * math.lcm(*(share.denominator for share in near)) for share in near]
+    if sum(whole) <= _LARGEST_TOTAL and all(
+        math.isclose(a, b, rel_tol=1e-12) for a, b in zip(near, shares, strict=True)
+    ):
+        return [int(weight) for weight in whole]
+    return [max(share, _SMALLEST_WEIGHT) for share in shares]
 
 
-def _thresholds(weights: list[float]) -> list[int]:
+def _thresholds(weights: Sequence[float]) -> list[int]:
     """Return, for each model, the draw (on [-2^15, 2^15]) below which it or an earlier one is taken."""
-    totals = list(accumulate(weight / max(weights) for weight in weights))
-    return [round(_DRAWS * total / totals[-1]) - _DRAWS // 2 for total in totals]
+    totals = list(accumulate(weights))
+    return [round(_DRAWS * (total / totals[-1])) - _DRAWS // 2 for total in totals]
 
 
-def _select(out: torch.Tensor, models: list[torch.Tensor], weights: list[float], draws: torch.Tensor) -> None:
+def _select(
+    out: torch.Tensor,
+    models: list[torch.Tensor],
+    weights: Sequence[float],
+    draws: torch.Tensor,
+    space: _Workspace,
+) -> None:
     """Write to `out` each element of the first model whose threshold lies above the element's draw."""
     thresholds = _thresholds(weights)
     last = thresholds.index(_DRAWS // 2)
+    chosen = space.get("chosen", out.numel())
     out.copy_(models[last])
-    chosen, scratch = torch.empty_like(out), torch.empty_like(out)
     for lanes, threshold in zip(reversed(models[:last]), reversed(thresholds[:last]), strict=True):
-        torch.lt(draws, threshold, out=chosen)
-        _blend(out, lanes, chosen, scratch)
+        _blend(out, lanes, torch.lt(draws, threshold, out=chosen), space)
 
 
-def _blend(out: torch.Tensor, lanes: torch.Tensor, chosen: torch.Tensor, scratch: torch.Tensor) -> None:
-    """Take `lanes` into `out` where `chosen` is 1; bitwise, because `torch.where` is slow on 16-bit lanes."""
-    torch.bitwise_xor(out, lanes, out=scratch)
-    out ^= scratch.bitwise_and_(chosen.neg_())
+def _blend(out: torch.Tensor, lanes: torch.Tensor, chosen: torch.Tensor, space: _Workspace) -> None:
+    """Take `lanes` into `out` where `chosen` is 1 and not 0: out + (lanes - out) * chosen, exact modulo 2^bits."""
+    difference = torch.sub(lanes, out, out=space.get("difference", out.numel()))
+    out.addcmul_(difference, chosen)
 
 
 def _select_changed(
-    out: torch.Tensor, models: list[torch.Tensor], weights: list[float], base: Base, draws: torch.Tensor
+    out: torch.Tensor,
+    models: list[torch.Tensor],
+    weights: Sequence[float],
+    base: Base,
+    draws: torch.Tensor,
+    space: _Workspace,
 ) -> None:
-    """Write to `out` a value drawn, in proportion to weight, from the models that changed it."""
-    totals: list[torch.Tensor] = []
-    for lanes, weight in zip(models, weights, strict=True):
-        changed = base.changed(lanes).to(torch.float32).mul_(max(weight / max(weights), _SMALLEST_WEIGHT))
-        totals.append(changed.add_(totals[-1]) if totals else changed)
-    # At least one draw lies below any total > 0, and none at or above the last total.
-    marks = draws.to(torch.float32).add_((_DRAWS + 1) / 2).mul_(1 / _DRAWS).mul_(totals[-1])
+    """Write to `out` a value drawn, in proportion to weight, from the models that changed it.
+
+    The weights of the changed models are summed up in order; the draw, scaled by their total, falls below the sum at
+    the model to take, and nowhere where the total is 0.
+    """
+    length, whole = out.numel(), all(isinstance(weight, int) for weight in weights)
+    dtype = out.dtype if whole else torch.float32
+    sums: list[torch.Tensor] = []
+    for index, (lanes, weight) in enumerate(zip(models, weights, strict=True)):
+        changed = base.changed(lanes, out=space.get("changed", length)).to(dtype)
+        total = space.get(f"sum {index}", length, dtype)
+        sums.append(
+            torch.add(sums[-1], changed, alpha=weight, out=total) if sums else torch.mul(changed, weight, out=total)
+        )
+    marks = space.get("marks", length, torch.float32).copy_(draws)
+    marks.add_((_DRAWS + 1) / 2).mul_(1 / _DRAWS).mul_(sums[-1])
+    if whole:  # a whole sum lies above the mark where it lies above the whole part of it
+        marks = space.get("whole marks", length).copy_(marks)
+    chosen = space.get("chosen", length)
     out.copy_(models[-1])
-    chosen, scratch = torch.empty_like(out), torch.empty_like(out)
-    for lanes, total in zip(reversed(models[:-1]), reversed(totals[:-1]), strict=True):
-        torch.lt(marks, total, out=chosen)
-        _blend(out, lanes, chosen, scratch)
+    for lanes, total in zip(reversed(models[:-1]), reversed(sums[:-1]), strict=True):
+        _blend(out, lanes, torch.lt(marks, total, out=chosen), space)
 
 
 def _resample(
     out: torch.Tensor,
     models: list[torch.Tensor],
-    weights: list[float],
+    weights: Sequence[float],
     base: Base,
     rounds: int,
-    stream: tuple[int, str],
-    start: int,
+    where: tuple[tuple[int, str], int],
+    space: _Workspace,
 ) -> None:
     """Draw again, `rounds` times, where `out` equals the base."""
-    pending = base.changed(out).bitwise_xor_(1)
+    stream, start = where
+    length = out.numel()
+    pending = base.changed(out, out=space.get("pending", length)).bitwise_xor_(1)
+    changed = space.get("changed", length)
     if rounds > 1:  # what no model changed is not waited for
-        movable = torch.zeros_like(out)
+        movable = space.get("movable", length).zero_()
         for lanes in models:
-            movable |= base.changed(lanes)
+            movable |= base.changed(lanes, out=changed)
         pending &= movable
-    drawn, scratch = torch.empty_like(out), torch.empty_like(out)
+    drawn = space.get("drawn", length)
     for number in range(1, rounds + 1):
-        if not pending.any():
-            break
-        _select(drawn, models, weights, _draws((*stream, number), start, out))
-        _blend(out, drawn, pending.clone(), scratch)
-        pending &= base.changed(out).bitwise_xor_(1)
+        _select(drawn, models, weights, space.draws((*stream, number), start, length), space)
+        _blend(out, drawn, pending, space)
+        if number < rounds:
+            pending &= base.changed(out, out=changed).bitwise_xor_(1)
+            if not pending.any():
+                break
 
 
 def fill_blocks(
@@ -141,9 +211,12 @@ def fill_blocks(
     """
     if not out.numel():
         return
-    draws = _draws((*stream, 0), 0, out[:rows])
-    choice = torch.bucketize(draws, torch.tensor(_thresholds(weights), device=out.device), right=True)
-    table = out.view(rows, -1)
-    for index, lanes in enumerate(models):
-        where = (choice == index).nonzero().squeeze(1)
-        table.index_copy_(0, where, lanes.view(rows, -1).index_select(0, where))
+    space = _Workspace(out[:rows])
+    thresholds = torch.tensor(_thresholds(whole_weights(weights)), device=out.device)
+    table, tables = out.view(rows, -1), [lanes.view(rows, -1) for lanes in models]
+    for start in range(0, rows, space.chunk):
+        draws = space.draws((*stream, 0), start, min(space.chunk, rows - start))
+        choice = torch.bucketize(draws, thresholds, right=True)
+        for index, lanes in enumerate(tables):
+            where = (choice == index).nonzero().squeeze(1) + start
+            table.index_copy_(0, where, lanes.index_select(0, where))

@@ -1,9 +1,11 @@
 """What training consumes: the tokenised samples, and the orders over them."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from datasets import Dataset
+from trl import SFTConfig
 
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
@@ -47,7 +49,7 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer) -> 
     Raises:
         UserError: If no sample is left, there are too few for a batch, or orders share an epoch.
     """
-    train, args, section = trainer.train_dataset, trainer.args, experiment.orders
+    train, args, section = cast(Dataset, trainer.train_dataset), cast(SFTConfig, trainer.args), experiment.orders
     dropped = len(samples.train) - len(train)
     if len(train) == 0:
         raise UserError(

@@ -1,8 +1,9 @@
-"""Write worded arithmetic problems, answered by chained arithmetic: python recipes/quickstart/make_data.py [--out DIR]."""
+"""Write worded arithmetic problems: python recipes/quickstart/make_data.py [--out DIR]."""
 
 import argparse
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,13 @@ SIZES = {"train": 1200, "valid": 200, "test": 500}
 # Every number that can appear is one token of the base model's tokenizer, hence the ceiling.
 CEILING = 60
 
-NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan June Kai Lena Max Nora Omar Pia".split()
-OBJECTS = "apples books cards coins cups eggs flowers marbles pencils shells stamps toys".split()
-PLACES = "box room shop garden school basket".split()
+# fmt: off
+NAMES = ["Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana",
+         "Ivan", "June", "Kai", "Lena", "Max", "Nora", "Omar", "Pia"]
+OBJECTS = ["apples", "books", "cards", "coins", "cups", "eggs",
+           "flowers", "marbles", "pencils", "shells", "stamps", "toys"]
+# fmt: on
+PLACES = ["box", "room", "shop", "garden", "school", "basket"]
 
 OPENERS = (
     "{name} has {n} {objects}.",
@@ -21,20 +26,23 @@ OPENERS = (
     "There are {n} {objects} in the {place} of {name}.",
     "In the {place} {name} counts {n} {objects}.",
 )
+# Of each sign, the base model meets the first half solved in its training; fine-tuning teaches the others.
 EVENTS = {
     "+": (
         "{name} buys {n} more.",
-        "{friend} gives {name} {n} {objects}.",
         "Then {name} finds {n} {objects} in the {place}.",
-        "{name} takes {n} from {friend}.",
         "Later {n} {objects} are added.",
+        "{name} wins {n}.",
+        "{friend} brings {n} {objects}.",
+        "After that {n} more arrive.",
     ),
     "-": (
         "{name} loses {n}.",
-        "{name} gives {friend} {n} {objects}.",
         "Then {name} leaves {n} {objects} in the {place}.",
-        "{friend} takes {n} from {name}.",
         "Later {n} {objects} are sold.",
+        "{name} drops {n}.",
+        "{friend} borrows {n} {objects}.",
+        "After that {n} go missing.",
     ),
     "*": ("Then the number of {objects} grows {n} times.", "By luck {name} now has {n} times as many."),
 }
@@ -83,12 +91,12 @@ def draw_chain(rng: random.Random) -> Chain:
     return Chain(start, tuple(steps))
 
 
-def tell(chain: Chain, rng: random.Random) -> tuple[str, str]:
+def tell(chain: Chain, rng: random.Random, events: Mapping[str, Sequence[str]] = EVENTS) -> tuple[str, str]:
     """Word a chain as a story and its question."""
     words = dict(zip(("name", "friend"), rng.sample(NAMES, 2), strict=True))
     words |= {"objects": rng.choice(OBJECTS), "place": rng.choice(PLACES)}
     sentences = [rng.choice(OPENERS).format(n=chain.start, **words)]
-    sentences += [rng.choice(EVENTS[sign]).format(n=number, **words) for sign, number in chain.steps]
+    sentences += [rng.choice(events[sign]).format(n=number, **words) for sign, number in chain.steps]
     return " ".join(sentences), rng.choice(QUESTIONS).format(**words)
 
 

@@ -39,4 +39,8 @@ def record(directory: Path) -> dict[str, Any]:
     Args:
         directory: A folder of the user's work (the experiment's), whose git commit is noted.
     """
-    return {"versions": versions(), "git_commit": git_commit(directory), "platform": platform.platform()}
+    return {
+        "versions": versions(),
+        "git_commit": git_commit(directory),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }

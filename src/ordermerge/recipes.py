@@ -1,5 +1,6 @@
 """Complete mergekit recipes from an experiment's merges, each runnable by the stock command on its own."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def write_recipe(recipe: dict[str, Any], path: Path, out: Path) -> None:
         out: Where the command is to write the model.
     """
     seed = random_seed(recipe)
-    option = "" if seed is None else f" --random-seed {seed}"
+    command = shlex.join(
+        ["mergekit-yaml", str(path), str(out), *([] if seed is None else ["--random-seed", str(seed)])]
+    )
     # The order of the keys is the order to be read in: what, inputs, parameters.
     body = yaml.dump(recipe, Dumper=ConfigYamlDumper, sort_keys=False)
-    write_text(path, f"# mergekit-yaml {path} {out}{option}\n{body}")
+    write_text(path, f"# {command}\n{body}")

@@ -1,6 +1,8 @@
 """One page that says what a run found and how to get every number of it again."""
 
 import json
+import os
+import shlex
 from pathlib import Path
 
 from ordermerge.eval.table import Row, markdown_table
@@ -21,7 +23,12 @@ def write_report(experiment: Experiment, run_directory: Path, path: Path, rows: 
     Returns:
         The file.
     """
-    table = markdown_table(rows) if rows else "Nothing was evaluated: the experiment has no `evaluation` section.\n"
+    sizes = dict.fromkeys(f"{row.task}: {row.n:,} documents." for row in rows if row.n is not None)
+    table = (
+        "\n\n".join([markdown_table(rows).rstrip(), *sizes])
+        if rows
+        else "Nothing was evaluated: the experiment has no `evaluation` section."
+    )
     sections = [
         f"# {experiment.name}",
         f"## Scores\n\n{table}",
@@ -66,10 +73,10 @@ def _reproduce(experiment: Experiment, run_directory: Path, path: Path) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     lines = [
         "```",
-        f"ordermerge run {path} --runs-dir {run_directory.parent}",
+        shlex.join(["ordermerge", "run", _relative(path), "--runs-dir", _relative(run_directory.parent)]),
         "```",
         "",
-        f"- experiment, resolved: `{run_directory / 'experiment.yml'}`",
+        "- experiment with its defaults filled in: `experiment.yml`, beside this file",
         "- orders: `orders/K/order/` (what was trained on, when), recipes: `recipes/NAME.yml` (each names its command)",
         "- scores: `eval/NAME/` holds lm-eval's own result and sample files",
         f"- commit: {made['git_commit'] or 'not in a git checkout'}",
@@ -77,3 +84,8 @@ def _reproduce(experiment: Experiment, run_directory: Path, path: Path) -> str:
         f"- platform: {made['platform']}",
     ]
     return "\n".join(lines)
+
+
+def _relative(path: Path) -> str:
+    """Return a path as one would type it: relative to the working directory where it is below that."""
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)

@@ -42,14 +42,15 @@ class Base:
         self._zero_sign = torch.add(lanes, lanes).eq_(0).mul_(sign)
         self._lanes = torch.bitwise_or(lanes, self._zero_sign)
 
-    def changed(self, lanes: torch.Tensor) -> torch.Tensor:
+    def changed(self, lanes: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return 1 where a value differs from the base's and 0 where it is unchanged.
 
         Args:
             lanes: The other model's bits, shape [numel].
+            out: Where to write, of the shape and type of `lanes`.
 
         Returns:
             Integer tensor of the shape and type of `lanes`.
         """
-        signed = torch.bitwise_or(lanes, self._zero_sign)
+        signed = torch.bitwise_or(lanes, self._zero_sign, out=out)
         return torch.ne(signed, self._lanes, out=signed)

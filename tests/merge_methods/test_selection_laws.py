@@ -13,7 +13,7 @@ import torch
 
 from ordermerge.merge_methods import Granularity, parameter_selection
 from ordermerge.merge_methods import selection as selection_module
-from ordermerge.merge_methods.selection import _select_changed, _thresholds
+from ordermerge.merge_methods.selection import _select_changed, _thresholds, _Workspace, whole_weights
 from ordermerge.unchanged import Base
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
@@ -73,7 +73,7 @@ def test_models_are_chosen_in_proportion_to_weight(weights: list[float] | None, 
 @pytest.mark.parametrize("count", range(1, 21))
 def test_selection_probability_is_exact_to_16_bits(count: int) -> None:
     weights = (torch.rand(count, generator=torch.Generator().manual_seed(count)) ** 4).tolist()
-    marks = [-(2**15), *_thresholds(weights)]
+    marks = [-(2**15), *_thresholds(whole_weights(weights))]
     assert marks[-1] == 2**15
     for weight, (low, high) in zip(weights, pairwise(marks), strict=True):
         assert abs((high - low) / 2**16 - weight / sum(weights)) <= 2**-16
@@ -86,7 +86,7 @@ def test_full_resampling_probability_is_exact_to_16_bits(weights: list[float], p
     changed = [pattern >> k & 1 for k in range(5)]
     models = [torch.full_like(draws, (k + 1) * moved) for k, moved in enumerate(changed)]
     out = torch.empty_like(draws)
-    _select_changed(out, models, weights, Base(torch.zeros_like(draws)), draws)
+    _select_changed(out, models, whole_weights(weights), Base(torch.zeros_like(draws)), draws, _Workspace(draws))
     total = sum(weight for weight, moved in zip(weights, changed, strict=True) if moved)
     for k, (weight, moved) in enumerate(zip(weights, changed, strict=True)):
         share = int((out == k + 1).sum()) / 2**16
