@@ -61,10 +61,12 @@ def _cost(experiment: Experiment, run_directory: Path) -> str:
     ]
     consumed = sum(order["samples_consumed"] for order in orders)
     seconds = sum(order["seconds"] for order in orders)
+    single = f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples, in {seconds / len(orders):,.0f} s."
+    if not experiment.merges:
+        return single
     return (
-        f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples. A merged model used all {len(orders)} "
-        f"of them: {consumed:,} samples, {seconds:,.0f} s of training on this machine. One run on as many samples "
-        "costs the same; whether it scores better is not measured here."
+        f"{single} A merged model used all {len(orders)}: {consumed:,} samples, {seconds:,.0f} s. One run on as many "
+        "samples costs the same; whether it scores better is not measured here."
     )
 
 
