@@ -77,7 +77,8 @@ def data_file(experiment: Experiment, name: str) -> Path | None:
     if found is not None and found.suffix.lower() not in DATA_SUFFIXES:
         raise UserError(f"`data.{name}`: unknown kind of data file {found}; use one of {', '.join(DATA_SUFFIXES)}")
     if found is None and looks_like_file:
-        raise UserError(f"`data.{name}`: no file {named} in {experiment.directory.resolve()} or {Path.cwd()}")
+        places = dict.fromkeys((str(experiment.directory.resolve()), str(Path.cwd())))
+        raise UserError(f"`data.{name}`: no file {named} in {' or '.join(places)}")
     return found
 
 

@@ -14,6 +14,7 @@ from ordermerge import provenance, stages
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint_path, new_directory
+from ordermerge.space import checkpoint_bytes, require_space
 from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
 from ordermerge.train.data import Samples, check_data, data_file, load_samples
 from ordermerge.train.prepared import Prepared, prepare
@@ -52,6 +53,8 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
         if step not in todo:
             _say(f"{step.name}: already trained, kept {step.output}")
     if todo:
+        needed = len(todo) * checkpoint_bytes(Path(experiment.model_path()), experiment.model.dtype)
+        require_space(run_directory, needed, f"training {len(todo)} sub-models")
         with quiet():
             _train_all(experiment, todo)
     return list(directories.values())

@@ -24,8 +24,11 @@ def _user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except UserError as error:
-            raise click.ClickException(str(error)) from error
+        except Exception as error:
+            # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
+            if isinstance(error, (UserError, OSError)) or type(error).__name__ == "SafetensorError":
+                raise click.ClickException(str(error)) from error
+            raise
 
     return wrapped
 
@@ -74,9 +77,9 @@ def train(experiment: Path, order: int | None, runs_dir: Path) -> None:
 @main.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
-    options_metavar="RECIPE OUT [mergekit-yaml's options]",
+    options_metavar="",
 )
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE OUT [mergekit-yaml's options]")
 @_user_errors
 def merge(arguments: tuple[str, ...]) -> None:
     """Merge models with mergekit, with the recipe checked first. Takes mergekit-yaml's options."""
@@ -85,7 +88,10 @@ def merge(arguments: tuple[str, ...]) -> None:
 
     from ordermerge.merging import merge as merge_recipe
 
-    context = mergekit_yaml.make_context("ordermerge merge", list(arguments))
+    try:
+        context = mergekit_yaml.make_context("ordermerge merge", list(arguments))
+    except ValueError as error:  # mergekit's parser of sizes
+        raise click.UsageError(f"--out-shard-size must be a number such as 5B, 200M or 10k; got {error}") from error
     recipe, out = Path(context.params.pop("config_file")), Path(context.params.pop("out_path"))
     options = MergeOptions(**context.params)
     options.apply_global_options()

@@ -16,6 +16,7 @@ from ordermerge.experiment import read_yaml
 from ordermerge.files import fingerprint, new_directory
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.provenance import record
+from ordermerge.space import checkpoint_bytes, require_space
 from ordermerge.stages import mark_done
 
 MARKER = "ordermerge.json"
@@ -57,11 +58,12 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
     started = time.time()
     config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
+    require_space(out, _bytes_needed(config), f"the merge of {recipe_path}")
     with new_directory(out) as partial:
         cache = options.lora_merge_cache or str(partial.parent / "lora")
         try:
             run_merge(config, str(partial), options.model_copy(update={"lora_merge_cache": cache}), source)
-        except (ValueError, RuntimeError, TypeError, OSError, KeyError) as error:
+        except Exception as error:  # mergekit and the file formats below it raise many kinds
             raise UserError(f"{recipe_path}: mergekit could not merge it: {error}{_remedy(str(error))}") from error
         config = MergeConfiguration.model_validate(with_absolute_paths(recipe))  # run_merge rewrites its own
         if not (config.slices or config.modules or config.tokenizer or config.tokenizer_source or config.chat_template):
@@ -69,6 +71,14 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         seconds = round(time.time() - started, 1)
         noted = {"recipe": recipe, "seconds": seconds, **record(recipe_path.resolve().parent)}
         mark_done(partial / MARKER, dict(inputs or {"recipe": fingerprint(recipe)}), noted)
+
+
+def _bytes_needed(config: MergeConfiguration) -> int:
+    """Estimate the disk a merge takes: as much as its largest input, and a dense copy of each model with an adapter."""
+    models = config.referenced_models()
+    dtype = config.out_dtype or config.dtype
+    result = max((checkpoint_bytes(Path(model.model.path), dtype) for model in models), default=0)
+    return result + sum(checkpoint_bytes(Path(model.model.path)) for model in models if model.lora)
 
 
 def _remedy(message: str) -> str:

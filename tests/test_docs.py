@@ -1,0 +1,66 @@
+"""What the documents say holds: numbers come from committed results, links and commands exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ordermerge.cli import main
+from ordermerge.merge_methods import METHODS
+from ordermerge.merge_methods.check import check_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCORE = re.compile(r"\d\.\d{3} ± \d\.\d{3}")
+
+
+def test_readme_scores_are_those_of_the_committed_results() -> None:
+    results = ROOT / "recipes" / "quickstart" / "results"
+    rows = [line for line in (results / "quickstart.md").read_text(encoding="utf-8").splitlines() if SCORE.search(line)]
+    assert len(rows) == 10
+    assert [line for line in README.splitlines() if line.startswith("|") and SCORE.search(line)] == rows
+    longer = (results / "quickstart_longer.md").read_text(encoding="utf-8")
+    prose = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
+    assert SCORE.findall(prose) == SCORE.findall(longer)[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_readme_commands_exist() -> None:
+    commands = [
+        shlex.split(line) for line in re.findall(r"^\$ (ordermerge .*?)(?:\s+#.*|\s*\\)?$", README, re.MULTILINE)
+    ]
+    assert {command[1] for command in commands} >= {"run", "train", "eval", "merge", "check"}
+    for command in commands:
+        done = CliRunner().invoke(main, [command[1], "--help"])
+        assert done.exit_code == 0
+        for option in (word for word in command if word.startswith("--")):
+            assert option in done.output
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    targets = re.findall(r"^\$ make (\w+)", README, re.MULTILINE)
+    assert targets == ["quickstart", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_readme_recipe_is_well_formed() -> None:
+    recipe = yaml.safe_load(re.search(r"```yaml\n(# recipe.yml.*?)```", README, re.DOTALL).group(1))
+    assert check_recipe(recipe, models_exist=False) == []
+
+
+def test_every_merge_method_is_documented() -> None:
+    page = (ROOT / "docs" / "merge_methods.md").read_text(encoding="utf-8")
+    for method in METHODS:
+        assert f"`{method.spec.name}`" in page
+        for parameter in method.spec.parameters:
+            assert f"`{parameter.name}`" in page
