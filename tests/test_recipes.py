@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from ordermerge.cli import main
-from ordermerge.experiment import read_yaml
+from ordermerge.files import read_yaml
 from ordermerge.merge_methods.check import check_recipe
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"

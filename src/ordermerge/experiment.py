@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import ErrorDetails
 
 from ordermerge.errors import UserError, did_you_mean
+from ordermerge.files import read_yaml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
@@ -188,28 +189,6 @@ def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
         return EvaluationSection.model_validate(given)
     except ValidationError as error:
         raise UserError(_sentence(detail) for detail in error.errors()) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose root is a mapping.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If it is missing, unreadable, not YAML, or its root is something else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file (looked in {path.resolve().parent})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a YAML mapping (`key: value` lines); got {type(content).__name__}")
-    return content
 
 
 def _sentence(detail: ErrorDetails) -> str:

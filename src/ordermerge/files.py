@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ordermerge.errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part.
@@ -103,3 +107,25 @@ def fingerprint_path(path: Path) -> str:
     files = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
     visible = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
     return fingerprint({p.relative_to(path).as_posix(): fingerprint_file(p) for p in visible})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose root is a mapping.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it is missing, unreadable, not YAML, or its root is something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (looked in {path.resolve().parent})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a YAML mapping (`key: value` lines); got {type(content).__name__}")
+    return content

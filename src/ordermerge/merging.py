@@ -12,8 +12,7 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
 from ordermerge.errors import UserError
-from ordermerge.experiment import read_yaml
-from ordermerge.files import fingerprint, new_directory
+from ordermerge.files import fingerprint, new_directory, read_yaml
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.provenance import record
 from ordermerge.space import checkpoint_bytes, require_space

@@ -9,22 +9,21 @@ import yaml
 from mergekit.options import MergeOptions
 
 from ordermerge.errors import UserError
-from ordermerge.eval.models import identity, model_names, model_problem
-from ordermerge.eval.scoring import ScoringFailed, check_evaluation, evaluation_steps, score_models
+from ordermerge.eval.models import model_names
+from ordermerge.eval.scoring import ScoringFailed, score_models
 from ordermerge.eval.table import Row, print_table
-from ordermerge.experiment import EvaluationSection, Experiment, evaluation_section, load_experiment, read_yaml
-from ordermerge.files import fingerprint, write_text
+from ordermerge.experiment import Experiment, evaluation_section, load_experiment
+from ordermerge.files import read_yaml, write_text
 from ordermerge.merge_methods.check import check_recipe
-from ordermerge.merging import MARKER as MERGE_MARKER
 from ordermerge.merging import merge
+from ordermerge.plan import check_experiment, evaluation_settings, model_paths, plan
 from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
 from ordermerge.stages import Step, unfinished
-from ordermerge.train import check_data, check_sft, data_file, load_samples, order_steps, train_orders
+from ordermerge.train import check_data, check_sft, train_orders
 
 STAGES = ("train", "merge", "eval")
-BASE = "base"
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -87,35 +86,6 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
     return train_orders(experiment, run_directory, only=only)
 
 
-def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[str]:
-    """Return every problem of an experiment that can be found before anything is made.
-
-    Nothing is looked up on the hub.
-
-    Args:
-        experiment: The experiment.
-        read_data: Whether to read local training data too, which training itself would do soon after.
-    """
-    problems = [*check_sft(experiment), *check_data(experiment)]
-    if problem := model_problem(experiment.model_path(), "hf"):
-        problems.append(f"`model.path`: {problem}")
-    if read_data and not check_data(experiment) and data_file(experiment, "train"):
-        try:
-            load_samples(experiment)
-        except UserError as error:
-            problems += error.problems
-    for name in experiment.merges:
-        if name == BASE or name.startswith("order_"):
-            problems.append(f"merges.{name}: this name is taken by the unmerged models; choose another")
-        if "models" in experiment.merges[name]:
-            problems.append(f"merges.{name}: leave out `models`; `run` fills in the sub-models")
-        recipe = complete_recipe(experiment, Path(), name)
-        problems += [f"merges.{name}: {problem}" for problem in check_recipe(recipe, models_exist=False)]
-    if experiment.evaluation:
-        problems += [f"evaluation: {problem}" for problem in check_evaluation(evaluation_settings(experiment))]
-    return problems
-
-
 def evaluate_models(models: Sequence[str], out: Path, settings: Mapping[str, Any]) -> None:
     """Score any models and print the table.
 
@@ -152,56 +122,6 @@ def check_file(path: Path) -> str:
     if problems:
         raise UserError(problems, where=path)
     return kind
-
-
-def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
-    """Return all steps of an experiment, in the order they are done in.
-
-    A step's inputs hold the fingerprints of the inputs of the steps it builds on, not of their outputs.
-
-    Args:
-        experiment: The experiment.
-        run_directory: Its run directory.
-    """
-    base = identity(experiment.model_path())
-    orders = order_steps(experiment, run_directory)
-    trained = [fingerprint(step.inputs) for step in orders]
-    merges = []
-    for name, given in experiment.merges.items():
-        uses_base = "base_model" in complete_recipe(experiment, run_directory, name)
-        inputs = {"recipe": given, "dtype": experiment.model.dtype, "orders": trained}
-        if uses_base:
-            inputs["base"] = base
-        merges.append(Step("merge", name, run_directory / "merges" / name, MERGE_MARKER, inputs))
-    if not experiment.evaluation:
-        return [*orders, *merges]
-    models = {BASE: base, **{step.name: {"made_from": fingerprint(step.inputs)} for step in (*orders, *merges)}}
-    scored = evaluation_steps(models, evaluation_settings(experiment), run_directory / "eval")
-    return [*orders, *merges, *scored]
-
-
-def evaluation_settings(experiment: Experiment) -> EvaluationSection:
-    """Return the evaluation section with its include path found.
-
-    Args:
-        experiment: An experiment that has one.
-    """
-    settings = experiment.evaluation
-    assert settings is not None
-    found = experiment.locate(settings.include_path) if settings.include_path else None
-    return settings.model_copy(update={"include_path": str(found)}) if found else settings
-
-
-def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
-    """Return name and place of every model of an experiment: base, sub-models, merges.
-
-    Args:
-        experiment: The experiment.
-        run_directory: Its run directory.
-    """
-    orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
-    merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
-    return {BASE: experiment.model_path(), **orders, **merges}
 
 
 def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], todo: list[Step]) -> None:
