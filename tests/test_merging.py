@@ -14,8 +14,9 @@ import torch
 import transformers
 import yaml
 from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
 from mergekit.scripts.run_yaml import main as mergekit_yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ordermerge.cli import main
 
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.integration
 Family = Callable[..., list[Path]]
 
 
-def write_recipe(path: Path, models: list[Path | str], base: Path | str | None = None, **more: Any) -> Path:
-    recipe: dict[str, Any] = {"merge_method": "parameter_selection", "models": [{"model": str(m)} for m in models]}
+def write_recipe(path: Path, inputs: list[Path | str], base: Path | str | None = None, **more: Any) -> Path:
+    recipe: dict[str, Any] = {"merge_method": "parameter_selection", "models": [{"model": str(m)} for m in inputs]}
     if base:
         recipe["base_model"] = str(base)
     path.write_text(yaml.safe_dump({**recipe, "dtype": "bfloat16", **more}))
@@ -46,7 +47,27 @@ def test_weights_are_those_of_the_stock_command(make_family: Family, tmp_path: P
     made = json.loads((tmp_path / "ours" / "ordermerge.json").read_text())
     assert made["recipe"]["parameters"] == {"resample": 1}
     assert made["versions"]["mergekit"]
-    assert "# ours" in (tmp_path / "ours" / "README.md").read_text()
+    card = ModelCard.load(tmp_path / "ours" / "README.md")
+    assert card.data.tags == ["mergekit", "merge", "ordermerge"]
+    assert card.text.startswith("\n# ours\n") or card.text.startswith("# ours\n")
+    draw = card.text.split("### Draw")[1]
+    assert draw.split("EMNLP 2024.")[1].strip() == (
+        "- `resample`: 1\n- `seed`: 0\n- `granularity`: element\n- sub-models: 3\n- `weight`: 1, 1, 1"
+    )
+    assert "https://arxiv.org/abs/2410.03743" in draw
+
+
+def test_card_shows_filters_and_gradients_and_other_methods_keep_mergekits(make_family: Family, tmp_path: Path) -> None:
+    base, first, second = make_family(count=2)
+    recipe = {"parameters": {"weight": [{"filter": "mlp", "value": [0, 1]}, {"value": 2}], "seed": 9}}
+    recipe["models"] = [{"model": str(first), "parameters": {"weight": 0.5}}, {"model": str(second)}]
+    assert merge(write_recipe(tmp_path / "r.yml", [], base, **recipe), tmp_path / "out").exit_code == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "- `seed`: 9\n" in text
+    assert '- `weight`: 0.5, [{"value": [0, 1], "filter": "mlp"}, {"value": 2}]\n' in text
+    linear = write_recipe(tmp_path / "l.yml", [first, second], merge_method="linear", parameters={"weight": 1})
+    assert merge(linear, tmp_path / "average").exit_code == 0
+    assert "### Draw" not in (tmp_path / "average" / "README.md").read_text()
 
 
 def test_text_settings_come_from_the_first_sub_model(make_family: Family, tmp_path: Path) -> None:
@@ -78,13 +99,13 @@ def test_misspelt_key_is_refused_and_nothing_is_written(make_family: Family, tmp
 
 
 def test_failed_merge_leaves_nothing_behind(make_family: Family, tmp_path: Path) -> None:
-    _, first, second = make_family(count=2)
-    tensors = load_file(second / "model.safetensors")
-    del tensors["model.norm.weight"]
-    save_file(tensors, second / "model.safetensors", metadata={"format": "pt"})
-    done = merge(write_recipe(tmp_path / "r.yml", [first, second]), tmp_path / "out", "--out-shard-size", "4k")
+    _, *models = make_family(count=2)
+    weight = [{"filter": "layers.1.mlp", "value": 0}, {"value": 1}]  # found when the first shards are written
+    recipe = write_recipe(tmp_path / "r.yml", models, parameters={"weight": weight})
+    done = merge(recipe, tmp_path / "out", "--out-shard-size", "4k")
     assert done.exit_code == 1
-    assert "mergekit could not merge it: Tensor model.norm.weight required but not present" in done.output
+    assert f"Error: {recipe}: mergekit could not merge it: `weight` must be >= 0 and finite" in done.output
+    assert "for tensor 'model.layers.1.mlp." in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["r.yml"]
 
 

@@ -11,6 +11,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
+from ordermerge.card import complete_card
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, new_directory, read_yaml
 from ordermerge.merge_methods.check import check_recipe
@@ -67,6 +68,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         config = MergeConfiguration.model_validate(with_absolute_paths(recipe))  # run_merge rewrites its own
         if not (config.slices or config.modules or config.tokenizer or config.tokenizer_source or config.chat_template):
             _dress(partial, config, copy_tokenizer=options.copy_tokenizer)
+        complete_card(partial, config)
         seconds = round(time.time() - started, 1)
         noted = {"recipe": recipe, "seconds": seconds, **record(recipe_path.resolve().parent)}
         mark_done(partial / MARKER, dict(inputs or {"recipe": fingerprint(recipe)}), noted)
