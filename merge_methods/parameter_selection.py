@@ -24,6 +24,7 @@ from ordermerge.merge_methods.tied import draw_name
 from ordermerge.unchanged import to_lanes
 
 PAPER = "https://arxiv.org/abs/2410.03743"
+NAMES = ("parameter_selection", "parameter_selection_resample")
 
 
 def parameter_selection(
@@ -82,7 +83,7 @@ def parameter_selection(
         base_lanes = to_lanes(base) if resample and base is not None else None
         fill_elements(to_lanes(out), models, weights, base_lanes, resample, (seed, name))
     else:
-        rows = 1 if granularity is Granularity.TENSOR or out.ndim == 0 else math.prod(out.shape[:-1])
+        rows = 1 if granularity is Granularity.TENSOR else math.prod(out.shape[:-1])
         fill_blocks(to_lanes(out), models, weights, rows, (seed, name))
     return out
 

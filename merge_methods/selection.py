@@ -8,7 +8,7 @@ scratch belongs to the call, because mergekit runs kernels in threads.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -101,9 +101,8 @@ def whole_weights(weights: Sequence[float]) -> list[float]:
     shares = [weight / max(weights) for weight in weights]
     near = [Fraction(share).limit_denominator(_LARGEST_TOTAL) for share in shares]
     whole = [share * math.lcm(*(share.denominator for share in near)) for share in near]
-    if sum(whole) <= _LARGEST_TOTAL and all(
-        math.isclose(a, b, rel_tol=1e-12) for a, b in zip(near, shares, strict=True)
-    ):
+    exact = all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(near, shares, strict=True))
+    if exact and all(whole) and sum(whole) <= _LARGEST_TOTAL:
         return [int(weight) for weight in whole]
     return [max(share, _SMALLEST_WEIGHT) for share in shares]
 
@@ -182,10 +181,12 @@ def _resample(
     length = out.numel()
     pending = base.changed(out, out=space.get("pending", length)).bitwise_xor_(1)
     changed = space.get("changed", length)
-    if rounds > 1:  # what no model changed is not waited for
+    if rounds > 1:  # what no model that can be drawn has changed is not waited for
         movable = space.get("movable", length).zero_()
-        for lanes in models:
-            movable |= base.changed(lanes, out=changed)
+        marks = [-_DRAWS // 2, *_thresholds(weights)]
+        for lanes, (low, high) in zip(models, pairwise(marks), strict=True):
+            if high > low:
+                movable |= base.changed(lanes, out=changed)
         pending &= movable
     drawn = space.get("drawn", length)
     for number in range(1, rounds + 1):

@@ -8,8 +8,7 @@ from huggingface_hub import ModelCard
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 
-from ordermerge.merge_methods import METHODS
-from ordermerge.merge_methods.parameter_selection import PAPER
+from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
 
 
 def complete_card(merged: Path, config: MergeConfiguration) -> None:
@@ -21,7 +20,7 @@ def complete_card(merged: Path, config: MergeConfiguration) -> None:
     """
     file = merged / "README.md"
     method = next(method for method in registered_methods() if method.spec.name == config.merge_method)
-    if method not in METHODS or not file.exists():
+    if method.spec.name not in NAMES or not file.exists():
         return
     settings = {p.name: _setting(config, p.name, p.default) for p in method.spec.shared_parameters}
     lines = [

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
@@ -15,6 +17,7 @@ from ordermerge.card import complete_card
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, new_directory, read_yaml
 from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merge_methods.contents import recipe_warnings
 from ordermerge.provenance import record
 from ordermerge.space import checkpoint_bytes, require_space
 from ordermerge.stages import mark_done
@@ -52,14 +55,17 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
     """
     source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
     recipe = read_yaml(recipe_path)
-    if problems := check_recipe(recipe):
+    if problems := check_recipe(recipe, options=options):
         raise UserError(problems, where=recipe_path)
+    for warning in recipe_warnings(recipe, dressed=True):
+        click.echo(f"warning: {warning}", err=True)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "mergekit_config.yml").exists():
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
     started = time.time()
     config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
     require_space(out, _bytes_needed(config), f"the merge of {recipe_path}")
     with new_directory(out) as partial:
+        LoaderCache.loaders.clear()  # by name, for the whole process: a model that was rewritten would be read as it was
         cache = options.lora_merge_cache or str(partial.parent / "lora")
         try:
             run_merge(config, str(partial), options.model_copy(update={"lora_merge_cache": cache}), source)

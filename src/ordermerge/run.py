@@ -15,6 +15,7 @@ from ordermerge.eval.table import Row, print_table
 from ordermerge.experiment import Experiment, evaluation_section, load_experiment
 from ordermerge.files import read_yaml, write_text
 from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merge_methods.contents import recipe_warnings
 from ordermerge.merging import merge
 from ordermerge.plan import check_experiment, evaluation_settings, model_paths, plan
 from ordermerge.provenance import record
@@ -121,6 +122,8 @@ def check_file(path: Path) -> str:
         kind, problems = "experiment", check_experiment(load_experiment(path))
     if problems:
         raise UserError(problems, where=path)
+    for warning in recipe_warnings(content) if kind == "recipe" else []:
+        click.echo(f"warning: {warning}", err=True)
     return kind
 
 

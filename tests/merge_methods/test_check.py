@@ -53,6 +53,13 @@ LEGAL = """
 - merge_method: dare_ties
   base_model: base
   models: [{model: base}, {model: a, parameters: {weight: 0.5, density: 0.5}}]
+- merge_method: linear
+  modules: {default: {models: [{model: a}, {model: b}], parameters: {weight: 1}}}
+- merge_method: slerp
+  base_model: a
+  slices:
+    - sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 2]}]
+      parameters: {t: 0.5}
 - {merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}
 - {merge_method: model_stock, base_model: base, models: [{model: a}, {model: b}]}
 - {merge_method: task_arithmetic, base_model: "org/m@main", models: [{model: a, parameters: {weight: 1}}]}
@@ -116,6 +123,17 @@ def test_unknown_keys_inside_slices_and_modules_are_found() -> None:
         ("linear", {}, "linear needs `weight` for every model; `models` lacks it for /models/a"),
         ("slerp", {"base_model": A, "models": [*MODELS, {"model": "c"}], "parameters": {"t": 1}}, "exactly 2 inputs"),
         ("ties", {"parameters": {"weight": 1}}, "requires a base input for `models`"),
+        ("slerp", {"base_model": A}, "slerp needs `t`; give it in the top-level `parameters`"),
+        (
+            "linear",
+            {"models": [{"model": A, "parameters": {"weight": 1}}], "base_model": BASE},
+            "linear needs `weight` for every model; `models` lacks it for /models/base",
+        ),
+        (
+            "linear",
+            {"models": None, "slices": [{"sources": [{"model": A, "layer_range": [0, 1]}]}]},
+            "linear needs `weight` for every model; `slices[0].sources` lacks it for /models/a",
+        ),
         ("linear", {"models": None}, "Exactly one of 'models', 'slices', or 'modules' must be present"),
         ("linear", {"models": [{"modell": A}]}, "unknown key `models[0].modell` (did you mean 'model'?)"),
     ],
@@ -141,5 +159,11 @@ def test_missing_local_models_are_named(make_family: Callable[..., list[Path]], 
         f"model {tmp_path / 'empty'}: the folder holds no config.json",
         f"model {tmp_path / 'no'}: no such folder (looked in {Path.cwd()})",
     }
+    recipe = {"merge_method": "parameter_selection", "models": [{"model": str(first)}, {"model": str(second)}]}
+    token = {"source": {"kind": "model_token", "model": "./none", "token_id": 1}}
+    assert check_recipe({**recipe, "tokenizer": {"source": "/no/model", "tokens": {"<x>": token}}}) == [
+        f"tokenizer of model /no/model: no such folder (looked in {Path.cwd()})",
+        f"tokenizer of model ./none: no such folder (looked in {Path.cwd()})",
+    ]
     hub = {"merge_method": "parameter_selection", "models": [{"model": "org/a"}, {"model": "org/b"}]}
     assert check_recipe(hub) == []

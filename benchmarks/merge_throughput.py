@@ -1,0 +1,263 @@
+"""How fast the merge methods are, beside mergekit's own, measured in one run with interleaved repetitions.
+
+    python benchmarks/merge_throughput.py                        # everything, 270 M parameters x 5 models, bfloat16
+    python benchmarks/merge_throughput.py --only kernel          # methods alone, on tensors in memory
+    python benchmarks/merge_throughput.py --only command         # the whole mergekit-yaml process
+    python benchmarks/merge_throughput.py --only scaling         # sizes, numbers of models, dtypes
+    python benchmarks/merge_throughput.py --only report          # table and plot again, from the JSON
+    python benchmarks/merge_throughput.py --parameters 20M --repetitions 2 --out /tmp/trial     # a quick look
+
+Results go to OUT/merge_throughput.json (every repetition), .md, .png and .svg. A part that is measured again replaces
+that part of the JSON. The machine must be idle: the methods keep all cores busy in step, and wait for the slowest.
+A part takes up to 10 minutes on 2 cores.
+"""
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import yaml
+from cases import CASES, FLOOR, SCALING, Case
+from mergekit.common import parse_kmb
+from mergekit.merge_methods import merge_tensors
+from synthetic import MATRIX, TINY, change, make_tensors, shape_near, write_checkpoints
+from throughput_report import write_report
+from watched import machine, mergekit_command, run_watched
+
+import ordermerge.merge_methods  # noqa: F401  (registers the methods also where torch loads no entry points)
+
+PARTS = ("kernel", "command", "scaling")
+DTYPES = ("bfloat16", "float16", "float32")
+_FLOOR_CHUNK = 1 << 18
+# Reads each input once, in pieces that stay in the processor's cache, and writes the last input's bytes.
+_FLOOR_PROGRAM = """
+import sys
+buffer = memoryview(bytearray(1 << 20))
+*inputs, out = sys.argv[1:]
+with open(out, "wb", 0) as sink:
+    for name in inputs:
+        with open(name, "rb", 0) as source:
+            while size := source.readinto(buffer):
+                if name is inputs[-1]:
+                    sink.write(buffer[:size])
+"""
+
+Model = list[torch.Tensor]
+
+
+def in_turn(tasks: dict[str, Callable[[], Any]], repetitions: dict[str, int]) -> dict[str, list[Any]]:
+    """Do every task once per repetition, in an order that changes, and return the results by task."""
+    results: dict[str, list[Any]] = defaultdict(list)
+    for repetition in range(max(repetitions.values())):
+        names = [name for name in tasks if repetition < repetitions[name]]
+        random.Random(repetition).shuffle(names)
+        for name in names:
+            click.echo(f"repetition {repetition + 1}: {name}", err=True)
+            results[name].append(tasks[name]())
+    return {name: results[name] for name in tasks}
+
+
+def time_kernel(case: Case, base: Model, models: list[Model]) -> float:
+    """Return the seconds that a method takes for all tensors."""
+    parameters = case.parameters_for(len(models))
+    start = time.perf_counter()
+    for index, tensors in enumerate(zip(*models, strict=True)):
+        if case is FLOOR:
+            read_once([base[index], *tensors])
+            continue
+        inputs = [base[index], *tensors] if case.base else list(tensors)
+        base_index = 0 if case.base else None
+        merge_tensors(inputs, case.method, parameters=parameters, base_index=base_index, name=f"tensor {index}")
+    return time.perf_counter() - start
+
+
+def read_once(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return the exclusive or of all tensors: each is read once, and the result written once."""
+    out = torch.empty_like(tensors[0])
+    lanes = [tensor.view(-1).view(torch.int16) for tensor in [out, *tensors]]
+    for start in range(0, lanes[0].numel(), _FLOOR_CHUNK):
+        first, second, *others = (tensor[start : start + _FLOOR_CHUNK] for tensor in lanes)
+        first.copy_(second)
+        for other in others:
+            first ^= other
+    return out
+
+
+def measure_kernel(cases: list[Case], parameters: int, count: int, dtype: str, times: dict[str, int]) -> dict[str, Any]:
+    base, models = tensors_in_memory(parameters, count, dtype)
+    for case in cases:
+        time_kernel(case, base[:1], [model[:1] for model in models])  # what is done only once is not counted
+    seconds = in_turn({case.name: lambda case=case: time_kernel(case, base, models) for case in cases}, times)
+    unchanged = [float((tensor == other).float().mean()) for tensor, other in zip(base[:1], models[0][:1], strict=True)]
+    return {
+        "parameters": sum(tensor.numel() for tensor in base),
+        "matrix": MATRIX,
+        "bytes_per_value": base[0].element_size(),
+        "unchanged_share": unchanged[0],
+        "inputs_read": {case.name: count + case.base for case in cases},
+        "seconds": seconds,
+    }
+
+
+def tensors_in_memory(parameters: int, count: int, dtype: str) -> tuple[Model, list[Model]]:
+    """Return a base model and `count` sub-models, each a list of matrices."""
+    matrices = max(1, round(parameters / (MATRIX[0] * MATRIX[1])))
+    base = make_tensors([MATRIX] * matrices, getattr(torch, dtype))
+    return base, [list(change(base, seed + 1)) for seed in range(count)]
+
+
+def measure_scaling(parameters: int, count: int, dtype: str, repetitions: int) -> dict[str, Any]:
+    """Time two of the methods for 3 sizes, K = 2 to 16 and all dtypes, everything in turn."""
+    base, models = tensors_in_memory(parameters, count, dtype)
+    quarter, sixteenth = max(1, len(base) // 4), max(1, len(base) // 16)
+    many = [model[:quarter] for model in models]
+    many += [list(change(base[:quarter], seed + 1)) for seed in range(count, 16)]
+    settings: dict[str, tuple[Model, list[Model]]] = {
+        f"size {size}": (base[:size], [model[:size] for model in models]) for size in (sixteenth, quarter, len(base))
+    }
+    settings |= {f"models {number}": (base[:quarter], many[:number]) for number in (2, 4, 8, 16)}
+    for other in DTYPES:
+        kind = getattr(torch, other)
+        cast = [[tensor.to(kind) for tensor in model[:quarter]] for model in [base, *models]]
+        settings[f"dtype {other}"] = (cast[0], cast[1:])
+    tasks = {
+        f"{case.name}, {setting}": lambda case=case, data=data: time_kernel(case, *data)
+        for setting, data in settings.items()
+        for case in SCALING
+    }
+    for task in tasks.values():
+        task()
+    seconds = in_turn(tasks, dict.fromkeys(tasks, repetitions))
+    return {
+        "settings": {
+            name: {
+                "parameters": sum(tensor.numel() for tensor in base_),
+                "models": len(models_),
+                "bytes_per_value": base_[0].element_size(),
+            }
+            for name, (base_, models_) in settings.items()
+        },
+        "seconds": seconds,
+    }
+
+
+def measure_command(
+    cases: list[Case], parameters: int, count: int, dtype: str, times: dict[str, int], work: Path
+) -> dict[str, Any]:
+    """Measure whole processes on models of the wanted size, and on tiny ones for what each costs to start."""
+    shape = shape_near(parameters)
+    need = shape.parameters() * getattr(torch, dtype).itemsize * (count + 3)
+    free = shutil.disk_usage(work).free
+    if free < need:
+        raise click.ClickException(
+            f"{need / 1e9:.1f} GB are needed for the models in --work-dir; {free / 1e9:.1f} free"
+        )
+    tasks: dict[str, Callable[[], Any]] = {}
+    for kind, size in (("whole", shape), ("start", TINY)):
+        folder = work / f"{kind}_{size.parameters()}_{dtype}"
+        write_checkpoints(folder, size, count, getattr(torch, dtype))
+        tasks |= {
+            f"{case.name}, {kind}": lambda case=case, folder=folder: run_command(case, folder, count, dtype)
+            for case in cases
+        }
+    tasks[f"{FLOOR.name}, whole"]()  # brings the files into the page cache
+    runs = in_turn(tasks, {name: times[name.split(",")[0]] for name in tasks})
+    return {
+        "parameters": shape.parameters(),
+        "shape": asdict(shape),
+        "runs": {name: [asdict(run) for run in found] for name, found in runs.items()},
+    }
+
+
+def run_command(case: Case, folder: Path, count: int, dtype: str) -> Any:
+    """Merge the first models of a folder by a process of its own; the output is removed."""
+    names = [folder / f"model_{index}" for index in range(count)]
+    out, log = folder / "merged", folder / "log.txt"
+    shutil.rmtree(out, ignore_errors=True)
+    if case is FLOOR:
+        out.mkdir()
+        files = [str(name / "model.safetensors") for name in [folder / "base", *names]]
+        return run_watched([sys.executable, "-ISc", _FLOOR_PROGRAM, *files, str(out / "model.safetensors")], log)
+    recipe: dict[str, Any] = {
+        "merge_method": case.method,
+        "models": [{"model": str(name)} for name in names],
+        "parameters": case.parameters_for(count),
+        "dtype": dtype,
+    }
+    if case.base:
+        recipe["base_model"] = str(folder / "base")
+    path = folder / "recipe.yml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    try:
+        return run_watched(mergekit_command(path, out), log)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def choose_cases(methods: str | None) -> list[Case]:
+    """Return the cases of those names, the floor and `linear` always among them."""
+    known = [case.name for case in CASES]
+    wanted = methods.split(",") if methods else known
+    if unknown := set(wanted) - set(known):
+        raise click.BadParameter(f"unknown {', '.join(sorted(unknown))}; available: {', '.join(known)}")
+    return [FLOOR, *(case for case in CASES if case.name in {*wanted, "linear"})]
+
+
+@click.command(help=(__doc__ or "").split("\n")[0])
+@click.option("--parameters", default="270M", help="Parameters of a model, such as 270M or 1B.")
+@click.option("--models", "count", default=5, help="Number of sub-models.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16")
+@click.option("--repetitions", default=5)
+@click.option("--slow-repetitions", default=2, help="For dare_ties and ties, which take about a minute each.")
+@click.option("--methods", help="Names to measure, by commas; `linear` always is.")
+@click.option("--only", type=click.Choice((*PARTS, "report")), help="One part.")
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Where checkpoints go, and stay; else temporary.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results")
+def main(
+    parameters: str,
+    count: int,
+    dtype: str,
+    repetitions: int,
+    slow_repetitions: int,
+    methods: str | None,
+    only: str | None,
+    work_dir: Path | None,
+    out: Path,
+) -> None:
+    size = parse_kmb(parameters)
+    cases = choose_cases(methods)
+    times = {case.name: min(repetitions, slow_repetitions) if case.slow else repetitions for case in cases}
+    out.mkdir(parents=True, exist_ok=True)
+    store = out / "merge_throughput.json"
+    results: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="ordermerge-benchmark-") as temporary:
+        work = work_dir or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "kernel": lambda: measure_kernel(cases, size, count, dtype, times),
+            "command": lambda: measure_command(
+                [case for case in cases if case.command], size, count, dtype, times, work.resolve()
+            ),
+            "scaling": lambda: measure_scaling(size, count, dtype, repetitions),
+        }
+        for name in PARTS if only is None else [only]:
+            if name in parts:
+                about = {"models": count, "dtype": dtype, "machine": machine()}
+                results[name] = about | parts[name]()
+            results["report"] = write_report(results, out)
+            store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    click.echo(results["report"])
+
+
+if __name__ == "__main__":
+    main()
