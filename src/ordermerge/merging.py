@@ -65,7 +65,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
     config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
     require_space(out, _bytes_needed(config), f"the merge of {recipe_path}")
     with new_directory(out) as partial:
-        LoaderCache.loaders.clear()  # by name, for the whole process: a model that was rewritten would be read as it was
+        LoaderCache.loaders.clear()  # kept by name: a model that was rewritten would be read as it was
         cache = options.lora_merge_cache or str(partial.parent / "lora")
         try:
             run_merge(config, str(partial), options.model_copy(update={"lora_merge_cache": cache}), source)
