@@ -194,7 +194,7 @@ def _resample(
         _blend(out, drawn, pending, space)
         if number < rounds:
             pending &= base.changed(out, out=changed).bitwise_xor_(1)
-            if not pending.any():
+            if not pending.max():
                 break
 
 

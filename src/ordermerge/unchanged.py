@@ -37,10 +37,11 @@ class Base:
     """
 
     def __init__(self, lanes: torch.Tensor):
-        # Where the base is zero of either sign, the sign bit is set on both sides before they are compared.
-        sign = torch.iinfo(lanes.dtype).min
-        self._zero_sign = torch.add(lanes, lanes).eq_(0).mul_(sign)
-        self._lanes = torch.bitwise_or(lanes, self._zero_sign)
+        zero = torch.add(lanes, lanes).eq_(0)
+        # Where the base is zero of either sign, the sign bit is set on both sides before they are compared. Most pieces
+        # of real weights hold no zero. (`max` is vectorised for integers, `any` is not.)
+        self._zero_sign = zero.mul_(torch.iinfo(lanes.dtype).min) if zero.numel() and zero.max() else None
+        self._lanes = lanes if self._zero_sign is None else torch.bitwise_or(lanes, self._zero_sign)
 
     def changed(self, lanes: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return 1 where a value differs from the base's and 0 where it is unchanged.
@@ -52,5 +53,7 @@ class Base:
         Returns:
             Integer tensor of the shape and type of `lanes`.
         """
-        signed = torch.bitwise_or(lanes, self._zero_sign, out=out)
-        return torch.ne(signed, self._lanes, out=signed)
+        out = torch.empty_like(lanes) if out is None else out
+        if self._zero_sign is not None:
+            lanes = torch.bitwise_or(lanes, self._zero_sign, out=out)
+        return torch.ne(lanes, self._lanes, out=out)
