@@ -1,6 +1,7 @@
 """Fine-tuning of one base model in K orders, through TRL's SFTTrainer."""
 
 import gc
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     """
     if problems := [*check_sft(experiment), *check_data(experiment)]:
         raise UserError(problems)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun and `accelerate launch`
+        raise UserError(
+            "training one order over several processes is not possible yet; start `ordermerge train` without a "
+            "launcher, once for each order with `--order` if you have several GPUs"
+        )
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
