@@ -42,13 +42,13 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     Raises:
         UserError: If the configuration, the data or the base model is wrong, or a finished order had other inputs.
     """
-    if problems := [*check_sft(experiment), *check_data(experiment)]:
-        raise UserError(problems)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun and `accelerate launch`
         raise UserError(
             "training one order over several processes is not possible yet; start `ordermerge train` without a "
             "launcher, once for each order with `--order` if you have several GPUs"
         )
+    if problems := [*check_sft(experiment), *check_data(experiment)]:
+        raise UserError(problems)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
