@@ -114,7 +114,7 @@ def check(file: Path) -> None:
 @click.argument("models", nargs=-1, required=True)
 @click.option("--tasks", required=True, help="lm-eval task names, comma-separated.")
 @click.option("--include-path", help="Folder of local lm-eval task files.")
-@click.option("--out", default="eval-results", show_default=True, type=click.Path(path_type=Path), help="Where results go.")
+@click.option("--out", default="eval-results", show_default=True, type=click.Path(path_type=Path), help="For results.")
 @click.option("--model", default="hf", show_default=True, help="lm-eval's model backend.")
 @click.option("--model-args", default="", help="Further backend arguments: key=value,key=value.")
 @click.option("--batch-size", default="1", show_default=True, help='A number, or "auto".')
