@@ -19,6 +19,7 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 from safetensors.torch import load_file
 
 from ordermerge.cli import main
+from ordermerge.merging import with_absolute_paths
 
 pytestmark = pytest.mark.integration
 Family = Callable[..., list[Path]]
@@ -138,6 +139,28 @@ def test_bare_relative_names_merge_offline_with_autoload_on_and_off(
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "- model: sub0" in (tmp_path / "out" / "mergekit_config.yml").read_text()
+
+
+def test_only_names_of_models_become_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("base", "union", "sub0", "adapter"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = {
+        "base_model": "base",
+        "models": [{"model": "sub0+adapter"}, {"model": "org/hub"}, {"model": {"model": {"path": "org/hub"}}}],
+        "tokenizer": {"source": "base", "tokens": {"<x>": {"source": "sub0"}, "<y>": {"source": {"kind": "zero"}}}},
+        "tokenizer_source": "union",
+    }
+    absolute = with_absolute_paths(recipe)
+    assert absolute["base_model"] == str(tmp_path / "base")
+    assert absolute["models"] == [{"model": f"{tmp_path}/sub0+{tmp_path}/adapter"}, *recipe["models"][1:]]
+    assert absolute["tokenizer"]["source"] == "base"  # mergekit's word, not the folder
+    assert absolute["tokenizer"]["tokens"] == {
+        "<x>": {"source": f"{tmp_path}/sub0"},
+        "<y>": {"source": {"kind": "zero"}},
+    }
+    assert absolute["tokenizer_source"] == "union"
+    assert with_absolute_paths({"base_model": None}) == {"base_model": None}
 
 
 def test_adapters_are_merged_dense_first(make_family: Family, tmp_path: Path) -> None:

@@ -107,10 +107,7 @@ def with_absolute_paths(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     return {
-        key: _absolute(item)
-        if key in ("model", "base_model", "tokenizer_source", "source")
-        else with_absolute_paths(item)
-        for key, item in node.items()
+        key: _absolute(item) if _names_model(key, item) else with_absolute_paths(item) for key, item in node.items()
     }
 
 
