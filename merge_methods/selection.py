@@ -23,7 +23,7 @@ _LARGEST_TOTAL = 127
 # A weight this much smaller than the largest is still counted as positive in float32.
 _SMALLEST_WEIGHT = 2.0**-100
 # Elements worked on at once, a multiple of the draws per word: few enough for a CPU's cache, enough for an accelerator.
-_CHUNK_CPU = 1 << 18
+_CHUNK_CPU = 1 << 19
 _CHUNK_ACCELERATOR = 1 << 20
 
 
@@ -124,15 +124,19 @@ def _select(
     thresholds = _thresholds(weights)
     last = thresholds.index(_DRAWS // 2)
     chosen = space.get("chosen", out.numel())
-    out.copy_(models[last])
+    below = models[last]
     for lanes, threshold in zip(reversed(models[:last]), reversed(thresholds[:last]), strict=True):
-        _blend(out, lanes, torch.lt(draws, threshold, out=chosen), space)
+        below = _blend(below, lanes, torch.lt(draws, threshold, out=chosen), out, space)
+    if not last:
+        out.copy_(below)
 
 
-def _blend(out: torch.Tensor, lanes: torch.Tensor, chosen: torch.Tensor, space: _Workspace) -> None:
-    """Take `lanes` into `out` where `chosen` is 1 and not 0: out + (lanes - out) * chosen, exact modulo 2^bits."""
-    difference = torch.sub(lanes, out, out=space.get("difference", out.numel()))
-    out.addcmul_(difference, chosen)
+def _blend(
+    below: torch.Tensor, lanes: torch.Tensor, chosen: torch.Tensor, out: torch.Tensor, space: _Workspace
+) -> torch.Tensor:
+    """Write `lanes` where `chosen` is 1, `below` where it is 0: below + (lanes - below) * chosen, exact modulo 2^bits."""
+    difference = torch.sub(lanes, below, out=space.get("difference", out.numel()))
+    return torch.addcmul(below, difference, chosen, out=out)
 
 
 def _select_changed(
@@ -152,7 +156,9 @@ def _select_changed(
     dtype = out.dtype if whole else torch.float32
     sums: list[torch.Tensor] = []
     for index, (lanes, weight) in enumerate(zip(models, weights, strict=True)):
-        changed = base.changed(lanes, out=space.get("changed", length)).to(dtype)
+        changed = base.changed(lanes, out=space.get("changed", length))
+        if not whole:
+            changed = space.get("weighed", length, dtype).copy_(changed)
         total = space.get(f"sum {index}", length, dtype)
         sums.append(
             torch.add(sums[-1], changed, alpha=weight, out=total) if sums else torch.mul(changed, weight, out=total)
@@ -162,9 +168,15 @@ def _select_changed(
     if whole:  # a whole sum lies above the mark where it lies above the whole part of it
         marks = space.get("whole marks", length).copy_(marks)
     chosen = space.get("chosen", length)
-    out.copy_(models[-1])
+    below = models[-1]
     for lanes, total in zip(reversed(models[:-1]), reversed(sums[:-1]), strict=True):
-        _blend(out, lanes, torch.lt(marks, total, out=chosen), space)
+        if whole:
+            torch.lt(marks, total, out=chosen)
+        else:  # faster in two steps
+            chosen.copy_(torch.lt(marks, total, out=total))
+        below = _blend(below, lanes, chosen, out, space)
+    if len(models) == 1:
+        out.copy_(below)
 
 
 def _resample(
@@ -179,7 +191,7 @@ def _resample(
     """Draw again, `rounds` times, where `out` equals the base."""
     stream, start = where
     length = out.numel()
-    pending = base.changed(out, out=space.get("pending", length)).bitwise_xor_(1)
+    pending = base.unchanged(out, out=space.get("pending", length))
     changed = space.get("changed", length)
     if rounds > 1:  # what no model that can be drawn has changed is not waited for
         movable = space.get("movable", length).zero_()
@@ -191,9 +203,9 @@ def _resample(
     drawn = space.get("drawn", length)
     for number in range(1, rounds + 1):
         _select(drawn, models, weights, space.draws((*stream, number), start, length), space)
-        _blend(out, drawn, pending, space)
+        _blend(out, drawn, pending, out, space)
         if number < rounds:
-            pending &= base.changed(out, out=changed).bitwise_xor_(1)
+            pending &= base.unchanged(out, out=changed)
             if not pending.max():
                 break
 

@@ -37,10 +37,12 @@ class Base:
     """
 
     def __init__(self, lanes: torch.Tensor):
-        zero = torch.add(lanes, lanes).eq_(0)
+        limits = torch.iinfo(lanes.dtype)
+        magnitude = torch.bitwise_and(lanes, limits.max)
         # Where the base is zero of either sign, the sign bit is set on both sides before they are compared. Most pieces
-        # of real weights hold no zero. (`max` is vectorised for integers, `any` is not.)
-        self._zero_sign = zero.mul_(torch.iinfo(lanes.dtype).min) if zero.numel() and zero.max() else None
+        # of real weights hold no zero. (`min` is vectorised for integers, `any` is not.)
+        zero = bool(magnitude.numel()) and magnitude.min() == 0
+        self._zero_sign = magnitude.eq_(0).mul_(limits.min) if zero else None
         self._lanes = lanes if self._zero_sign is None else torch.bitwise_or(lanes, self._zero_sign)
 
     def changed(self, lanes: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -54,6 +56,11 @@ class Base:
             Integer tensor of the shape and type of `lanes`.
         """
         out = torch.empty_like(lanes) if out is None else out
-        if self._zero_sign is not None:
-            lanes = torch.bitwise_or(lanes, self._zero_sign, out=out)
-        return torch.ne(lanes, self._lanes, out=out)
+        return torch.ne(self._comparable(lanes, out), self._lanes, out=out)
+
+    def unchanged(self, lanes: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        """Return 1 where a value is unchanged and 0 elsewhere; otherwise like `changed`."""
+        return torch.eq(self._comparable(lanes, out), self._lanes, out=out)
+
+    def _comparable(self, lanes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return lanes if self._zero_sign is None else torch.bitwise_or(lanes, self._zero_sign, out=out)
