@@ -11,6 +11,7 @@ import click
 
 from ordermerge import __version__
 from ordermerge.errors import UserError
+from ordermerge.stages import STAGES
 
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
@@ -46,7 +47,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything that can be checked, print the plan, and stop.")
 @click.option(
     "--force",
-    type=click.Choice(["train", "merge", "eval"]),
+    type=click.Choice(STAGES),
     help="Redo this stage and those after it, even if they are done.",
 )
 @RUNS_DIR

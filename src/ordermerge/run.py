@@ -21,10 +21,8 @@ from ordermerge.plan import check_experiment, evaluation_settings, model_paths, 
 from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
-from ordermerge.stages import Step, unfinished
+from ordermerge.stages import STAGES, Step, unfinished
 from ordermerge.train import check_data, check_sft, train_orders
-
-STAGES = ("train", "merge", "eval")
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:

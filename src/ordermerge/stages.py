@@ -9,13 +9,15 @@ from typing import Any
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 
+STAGES = ("train", "merge", "eval")
+
 
 @dataclass(frozen=True)
 class Step:
     """One unit of work that is done once.
 
     Attributes:
-        stage: What `--force` calls it: train, merge or eval.
+        stage: One of `STAGES`, which is what `--force` takes.
         name: The order, merge or model.
         output: The folder it makes.
         marker: Its marker file, relative to that folder.
