@@ -13,7 +13,7 @@ from ordermerge import __version__
 from ordermerge.cli import main
 from ordermerge.eval.saved import load_rows
 
-COMMANDS = ["run", "train", "check", "eval"]
+COMMANDS = ["run", "train", "orders", "check", "eval"]
 TASK = """
 task: text
 dataset_path: json
@@ -52,6 +52,7 @@ def test_version_is_printed() -> None:
         ["run", "x", "--force", "cook"],
         ["eval", "m"],
         ["train", "x", "--order", "-1"],
+        ["orders", "x", "--processes", "0"],
     ],
     ids=" ".join,
 )
@@ -61,7 +62,7 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
     assert "Usage: " in done.output
 
 
-@pytest.mark.parametrize("command", ["run", "train", "check"])
+@pytest.mark.parametrize("command", ["run", "train", "orders", "check"])
 def test_mistakes_exit_1_with_a_sentence(command: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [command, str(tmp_path / "no.yml")])
     assert (done.exit_code, done.output) == (1, f"Error: {tmp_path / 'no.yml'}: no such file (looked in {tmp_path})\n")

@@ -86,7 +86,15 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
         ),
         ({"data": {"train": "t", "messages": "m", "validation": 1.5}}, "validation"),
         ({"evaluation": {"tasks": []}}, "`evaluation.tasks`"),
-        ({"orders": {"count": 4, "strategy": "sorted"}}, "`orders.strategy`: input should be 'random'"),
+        (
+            {"orders": {"count": 4, "strategy": "sorted"}},
+            "`orders.strategy`: input should be 'random', 'batch', 'rotate' or 'file'; got 'sorted'",
+        ),
+        ({"orders": {"count": 4, "strategy": "file"}}, "`orders` needs `file`, your orders, for `strategy: file`"),
+        (
+            {"orders": {"count": 4, "strategy": "batch", "file": "o.json"}},
+            "`orders` takes `file` only with `strategy: file`; got `strategy: batch`, `file: o.json`",
+        ),
     ],
 )
 def test_each_mistake_gets_a_sentence(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -8,35 +8,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ordermerge.train.data import Samples, check_data, data_file, load_samples
-    from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints, random_orders
+    from ordermerge.train.given import check_orders
+    from ordermerge.train.orders import (
+        STRATEGIES,
+        batch_orders,
+        check_distinct,
+        epoch_fingerprints,
+        random_orders,
+        rotate_orders,
+    )
+    from ordermerge.train.preview import preview_orders
     from ordermerge.train.settings import check_sft
     from ordermerge.train.sft import order_steps, train_orders
 
 _HOMES = {
     "STRATEGIES": "orders",
     "Samples": "data",
+    "batch_orders": "orders",
     "check_data": "data",
     "check_distinct": "orders",
+    "check_orders": "given",
     "check_sft": "settings",
     "data_file": "data",
     "epoch_fingerprints": "orders",
     "load_samples": "data",
     "order_steps": "sft",
+    "preview_orders": "preview",
     "random_orders": "orders",
+    "rotate_orders": "orders",
     "train_orders": "sft",
 }
 
 __all__ = [
     "STRATEGIES",
     "Samples",
+    "batch_orders",
     "check_data",
     "check_distinct",
+    "check_orders",
     "check_sft",
     "data_file",
     "epoch_fingerprints",
     "load_samples",
     "order_steps",
+    "preview_orders",
     "random_orders",
+    "rotate_orders",
     "train_orders",
 ]
 

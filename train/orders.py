@@ -13,10 +13,10 @@ import torch
 from ordermerge.counter import random_words, stream_key
 from ordermerge.errors import UserError
 
-Strategy = Callable[[int, int, int, int], torch.Tensor]
+Strategy = Callable[[int, int, int, int, int], torch.Tensor]
 
 
-def random_orders(samples: int, epochs: int, count: int, seed: int) -> torch.Tensor:
+def random_orders(samples: int, epochs: int, count: int, seed: int, batch: int = 1) -> torch.Tensor:
     """Return K orders whose every epoch is an independent, uniformly drawn permutation.
 
     The permutations of an order depend neither on `count` nor on the number of epochs.
@@ -26,6 +26,7 @@ def random_orders(samples: int, epochs: int, count: int, seed: int) -> torch.Ten
         epochs: The number of epochs.
         count: K, the number of orders.
         seed: Names the draw.
+        batch: Of no effect here.
 
     Returns:
         int64 tensor of shape [count, epochs, samples]; each row is a permutation of 0 .. samples - 1.
@@ -33,14 +34,68 @@ def random_orders(samples: int, epochs: int, count: int, seed: int) -> torch.Ten
     orders = torch.empty(count, epochs, samples, dtype=torch.int64)
     for order in range(count):
         for epoch in range(epochs):
-            words = random_words(stream_key("order", seed, "random", order, epoch), 0, samples)
-            # Stable: should two words be equal, every version and machine still agrees.
-            orders[order, epoch] = torch.argsort(words, stable=True)
+            orders[order, epoch] = _permutation(samples, seed, "random", order, epoch)
     return orders
 
 
-# The one place where a strategy is wired in: (samples, epochs, count, seed) -> [count, epochs, samples].
-STRATEGIES: dict[str, Strategy] = {"random": random_orders}
+def batch_orders(samples: int, epochs: int, count: int, seed: int, batch: int = 1) -> torch.Tensor:
+    """Return K orders of one fixed partition into batches: only the positions of whole batches differ.
+
+    The partition is drawn once, for all orders and epochs; in every epoch of every order the full batches are visited
+    in an independent, uniformly drawn permutation. A short batch stays last. The permutations of an order depend
+    neither on `count` nor on the number of epochs.
+
+    Args:
+        samples: n, the number of samples.
+        epochs: The number of epochs.
+        count: K, the number of orders.
+        seed: Names the draw.
+        batch: The samples of one optimizer step.
+
+    Returns:
+        int64 tensor of shape [count, epochs, samples]; each row is a permutation of 0 .. samples - 1.
+    """
+    full = samples // batch
+    partition = _permutation(samples, seed, "batch", "partition")
+    batches, short = partition[: full * batch].view(full, batch), partition[full * batch :]
+    orders = torch.empty(count, epochs, samples, dtype=torch.int64)
+    for order in range(count):
+        for epoch in range(epochs):
+            positions = _permutation(full, seed, "batch", order, epoch)
+            orders[order, epoch] = torch.cat([batches[positions].flatten(), short])
+    return orders
+
+
+def rotate_orders(samples: int, epochs: int, count: int, seed: int, batch: int = 1) -> torch.Tensor:
+    """Return K orders that are rotations of one permutation, a new one for each epoch: balanced by design.
+
+    Order k begins the epoch's permutation at floor(k n / K). So over the K orders a sample's positions in an epoch lie
+    n/K apart, the last followed by the first. If K divides n, every sample visits every K-th of every epoch exactly
+    once. Otherwise no set of orders does (a K-th would have to hold n/K positions): then the positions lie
+    floor(n/K) or ceil(n/K) apart, so that a stretch of ceil(n/K) positions is visited at least once by every sample,
+    one of floor(n/K) at most once, and no K orders come closer.
+
+    Each epoch is a uniformly drawn permutation, independent of the other epochs of its order. The permutations of an
+    order depend on `count`.
+
+    Args:
+        samples: n, the number of samples.
+        epochs: The number of epochs.
+        count: K, the number of orders.
+        seed: Names the draw.
+        batch: Of no effect here.
+
+    Returns:
+        int64 tensor of shape [count, epochs, samples]; each row is a permutation of 0 .. samples - 1.
+    """
+    common = torch.stack([_permutation(samples, seed, "rotate", epoch) for epoch in range(epochs)])
+    return torch.stack([common.roll(-(order * samples // count), dims=1) for order in range(count)])
+
+
+# The one place where a strategy is wired in: (samples, epochs, count, seed, batch) -> [count, epochs, samples].
+STRATEGIES: dict[str, Strategy] = {"random": random_orders, "batch": batch_orders, "rotate": rotate_orders}
+# Strategies whose order k is another one for each `count`.
+DEPEND_ON_COUNT = frozenset({"rotate"})
 
 
 def epoch_fingerprints(permutations: torch.Tensor) -> list[str]:
@@ -52,11 +107,13 @@ def epoch_fingerprints(permutations: torch.Tensor) -> list[str]:
     return [hashlib.sha256(epoch.cpu().numpy().astype("<i8").tobytes()).hexdigest() for epoch in permutations]
 
 
-def check_distinct(orders: torch.Tensor) -> None:
+def check_distinct(orders: torch.Tensor, strategy: str = "random", batch: int = 1) -> None:
     """Refuse orders that share an epoch: sub-models trained alike for an epoch are not K different ones.
 
     Args:
         orders: int64 of shape [count, epochs, samples].
+        strategy: How they were made, for the remedy.
+        batch: The samples of one optimizer step, for the remedy.
 
     Raises:
         UserError: If an epoch of one order visits the samples just as an epoch of another order does.
@@ -70,7 +127,32 @@ def check_distinct(orders: torch.Tensor) -> None:
                 shared.append(f"order {first[0]} epoch {first[1]} = order {order} epoch {epoch}")
     if shared:
         raise UserError(
-            f"orders share epochs ({'; '.join(shared[:4])}{'; ...' if len(shared) > 4 else ''}): with "
-            f"{orders.shape[2]} training samples there are too few different permutations; "
-            "use more samples, fewer orders or epochs, or another `orders.seed`"
+            f"orders share epochs ({'; '.join(shared[:4])}{'; ...' if len(shared) > 4 else ''}): "
+            f"{_why_shared(*orders.shape[::2], strategy, batch)}"
         )
+
+
+def _why_shared(count: int, samples: int, strategy: str, batch: int) -> str:
+    if strategy == "file":
+        return "`orders.file` gives them so; give every order permutations of its own"
+    if strategy == "batch":
+        return (
+            f"{samples} training samples are {samples // batch} full batches of {batch}, too few to permute; use "
+            "smaller batches (`sft.per_device_train_batch_size`, `sft.gradient_accumulation_steps`), more samples, "
+            "fewer orders or epochs, another `orders.seed`, or `orders.strategy: random`"
+        )
+    if strategy == "rotate" and samples < count:
+        return (
+            f"{samples} training samples have only {samples} rotations, and `orders.count` is {count}; "
+            "use more samples or fewer orders"
+        )
+    return (
+        f"with {samples} training samples there are too few different permutations; "
+        "use more samples, fewer orders or epochs, or another `orders.seed`"
+    )
+
+
+def _permutation(samples: int, seed: int, *name: int | str) -> torch.Tensor:
+    """Return the permutation of this name, int64 of shape [samples]."""
+    # Stable: should two words be equal, every version and machine still agrees.
+    return torch.argsort(random_words(stream_key("order", seed, *name), 0, samples), stable=True)

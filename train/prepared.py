@@ -10,6 +10,7 @@ from trl import SFTConfig
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
 from ordermerge.train.data import SAMPLE_ID, Samples
+from ordermerge.train.given import given_orders
 from ordermerge.train.orders import STRATEGIES, check_distinct
 from ordermerge.train.trainer import OrderTrainer
 
@@ -23,6 +24,7 @@ class Prepared:
         validation: The same of the validation data, where training evaluates on it.
         sample_ids: int64 of shape [n]: the row of the data as loaded of each sample.
         orders: int64 of shape [count, epochs, n], indices into `sample_ids`.
+        batch: The samples of one optimizer step.
         dropped: How many samples were left out.
         truncated: How many samples were cut to `max_length` and kept.
     """
@@ -31,25 +33,27 @@ class Prepared:
     validation: Dataset | None
     sample_ids: torch.Tensor
     orders: torch.Tensor
+    batch: int
     dropped: int
     truncated: int
 
 
-def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer) -> Prepared:
+def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, processes: int = 1) -> Prepared:
     """Take the data that the first order's trainer prepared, and lay the orders over it.
 
     Args:
         experiment: The experiment.
         samples: The data as given to the trainer.
         trainer: A trainer that was given it unprepared.
+        processes: For a preview: how many processes, each like this one, will train an order.
 
     Returns:
         What all orders train on.
 
     Raises:
-        UserError: If no sample is left, there are too few for a batch, or orders share an epoch.
+        UserError: If no sample is left, there are too few for a batch, or the orders share an epoch or do not fit.
     """
-    train, args, section = cast(Dataset, trainer.train_dataset), cast(SFTConfig, trainer.args), experiment.orders
+    train, args = cast(Dataset, trainer.train_dataset), cast(SFTConfig, trainer.args)
     dropped = len(samples.train) - len(train)
     if len(train) == 0:
         raise UserError(
@@ -61,8 +65,19 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer) -> 
             f"`sft.dataloader_drop_last` leaves nothing to train on: {len(train)} samples are fewer than "
             f"`sft.per_device_train_batch_size` ({args.per_device_train_batch_size})"
         )
-    orders = STRATEGIES[section.strategy](len(train), int(args.num_train_epochs), section.count, section.seed)
-    check_distinct(orders)
-    ids = list(train[SAMPLE_ID])
-    truncated = len(trainer.cut.intersection(ids))
-    return Prepared(train, trainer.eval_dataset, torch.tensor(ids, dtype=torch.int64), orders, dropped, truncated)
+    ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
+    batch = processes * trainer.get_total_train_batch_size(args)
+    orders = _lay_orders(experiment, samples, ids, int(args.num_train_epochs), batch)
+    truncated = len(trainer.cut.intersection(ids.tolist()))
+    return Prepared(train, trainer.eval_dataset, ids, orders, batch, dropped, truncated)
+
+
+def _lay_orders(experiment: Experiment, samples: Samples, ids: torch.Tensor, epochs: int, batch: int) -> torch.Tensor:
+    section = experiment.orders
+    if section.strategy == "file":
+        held_out = samples.validation if isinstance(experiment.data.validation, float) else None
+        orders = given_orders(experiment, ids, len(samples.train) + (len(held_out) if held_out is not None else 0))
+    else:
+        orders = STRATEGIES[section.strategy](len(ids), epochs, section.count, section.seed, batch)
+    check_distinct(orders, section.strategy, batch)
+    return orders

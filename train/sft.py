@@ -18,6 +18,7 @@ from ordermerge.files import fingerprint_path, new_directory
 from ordermerge.space import checkpoint_bytes, require_space
 from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
 from ordermerge.train.data import Samples, check_data, data_file, load_samples
+from ordermerge.train.given import check_orders, order_inputs
 from ordermerge.train.prepared import Prepared, prepare
 from ordermerge.train.quiet import is_interactive, quiet
 from ordermerge.train.record import describe, warnings
@@ -47,7 +48,7 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
             "training one order over several processes is not possible yet; start `ordermerge train` without a "
             "launcher, once for each order with `--order` if you have several GPUs"
         )
-    if problems := [*check_sft(experiment), *check_data(experiment)]:
+    if problems := [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]:
         raise UserError(problems)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
@@ -67,7 +68,7 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
 
 
 def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
-    """Return a step for each order; `orders.count` is not among the inputs of any.
+    """Return a step for each order.
 
     Args:
         experiment: The experiment.
@@ -80,7 +81,7 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
             **experiment.data.model_dump(),
             "fingerprints": {name: fingerprint_path(path) for name, path in files.items() if path is not None},
         },
-        "orders": experiment.orders.model_dump(exclude={"count"}),
+        "orders": order_inputs(experiment),
         "sft": experiment.sft,
     }
     return [

@@ -75,6 +75,27 @@ def train(experiment: Path, order: int | None, runs_dir: Path) -> None:
         click.echo(directory)
 
 
+@main.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many processes will train one order; the strategy `batch` depends on it.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers to this file too.")
+@_user_errors
+def orders(experiment: Path, processes: int, json_file: Path | None) -> None:
+    """Show the orders that training will use, and how balanced they are, without training.
+
+    The data is loaded and tokenised as training does it, as that decides which samples are left; no model is loaded.
+    """
+    from ordermerge.preview import show_orders
+
+    show_orders(experiment, processes=processes, json_file=json_file)
+
+
 @main.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,

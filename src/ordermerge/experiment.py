@@ -74,11 +74,23 @@ class OrdersSection(_Section):
         count: K, the number of sub-models.
         strategy: How the orders differ.
         seed: Names the orders.
+        file: The user's own orders, for the strategy `file`: a safetensors or JSON file, or a run's `orders` folder.
     """
 
     count: Annotated[int, Field(ge=2)]
-    strategy: Literal["random"] = "random"
+    strategy: Literal["random", "batch", "rotate", "file"] = "random"
     seed: int = 0
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _file_goes_with_its_strategy(self) -> "OrdersSection":
+        if self.strategy == "file" and self.file is None:
+            raise ValueError("needs `file`, your orders, for `strategy: file`")
+        if self.strategy != "file" and self.file is not None:
+            raise ValueError(
+                f"takes `file` only with `strategy: file`; got `strategy: {self.strategy}`, `file: {self.file}`"
+            )
+        return self
 
 
 class EvaluationSection(_Section):

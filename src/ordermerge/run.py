@@ -22,7 +22,7 @@ from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
 from ordermerge.stages import STAGES, Step, unfinished
-from ordermerge.train import check_data, check_sft, train_orders
+from ordermerge.train import check_data, check_orders, check_sft, train_orders
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -78,7 +78,7 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
         UserError: For problems in the parts of the experiment that training uses.
     """
     experiment = load_experiment(path)
-    if problems := [*check_sft(experiment), *check_data(experiment)]:
+    if problems := [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]:
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     _write_resolved(experiment, path, run_directory)

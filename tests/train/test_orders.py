@@ -1,4 +1,4 @@
-"""Random orders: permutations, independent of each other, the same on every machine and version."""
+"""Strategies without files: permutations, each by its own law, the same on every machine and version."""
 
 import math
 import subprocess
@@ -6,10 +6,20 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from ordermerge.errors import UserError
-from ordermerge.train import STRATEGIES, check_distinct, epoch_fingerprints, random_orders
+from ordermerge.train import (
+    STRATEGIES,
+    batch_orders,
+    check_distinct,
+    epoch_fingerprints,
+    random_orders,
+    rotate_orders,
+)
+from ordermerge.train.balance import positions, visits
 
 GOLDEN_ROW = [5, 3, 0, 2, 6, 4, 1, 7]
 GOLDEN_FINGERPRINTS = [
@@ -17,6 +27,22 @@ GOLDEN_FINGERPRINTS = [
     "6c466093a17a2aaa8a6170ac9bd7b746dadf0464edf406e3e7cc9a4fc1ec247a",
     "f33a8c3e12b41903758e5b7ae996da702880d2c679f71a1ff77200295e4638b3",
 ]
+BATCH_GOLDEN_ROW = [1, 0, 4, 5, 2, 7, 6, 3]
+BATCH_FINGERPRINTS = [
+    "f9010ac08475c5075c885452faebfd09f918f1e837d7dc77b718be7bcc72853a",
+    "99ae5264efc8128bc61687b6bc75533b5af781ae9a60870f366e12c397c795c4",
+    "2405a2ff679d7060a4737b0c70398641de3b84f1b62007ba657f94108b74dd27",
+]
+ROTATE_GOLDEN_ROWS = [[3, 6, 5, 2, 0, 7, 1, 4], [5, 2, 0, 7, 1, 4, 3, 6], [7, 1, 4, 3, 6, 5, 2, 0]]
+ROTATE_FINGERPRINTS = [
+    "139dbdedc9bdcacc526e505486b8242702493efaea1a60286ce6a8f2d43ddbed",
+    "12b1e114850e7596797ecd22fd1059c93a1fe20b7d2f3bf9637af5d940d41468",
+    "668776d8ea97a463551eb212887cbeb648a290818763f94747af9cb2774a6e67",
+]
+# The examples are derandomised: every run tries the same ones.
+laws = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+SAMPLES, EPOCHS, COUNTS = st.integers(1, 60), st.integers(1, 3), st.integers(2, 7)
+SEEDS, BATCHES = st.integers(-(2**63), 2**64), st.integers(1, 20)
 
 
 def test_random_orders_are_the_same_as_ever():
@@ -24,26 +50,135 @@ def test_random_orders_are_the_same_as_ever():
     assert epoch_fingerprints(random_orders(1000, 3, 2, 5)[1]) == GOLDEN_FINGERPRINTS
 
 
-@pytest.mark.parametrize("samples", [1, 2, 17, 1000])
-def test_every_epoch_of_every_order_is_a_permutation(samples: int):
-    orders = random_orders(samples, 3, 4, 1)
-    assert orders.shape == (4, 3, samples)
-    assert orders.dtype == torch.int64
-    assert torch.equal(orders.sort(dim=-1).values, torch.arange(samples).expand(4, 3, samples))
+def test_batch_orders_are_the_same_as_ever():
+    assert batch_orders(8, 1, 2, 0, 3)[1, 0].tolist() == BATCH_GOLDEN_ROW
+    assert epoch_fingerprints(batch_orders(1000, 3, 2, 5, 16)[1]) == BATCH_FINGERPRINTS
 
 
-def test_random_orders_depend_neither_on_count_nor_on_epochs():
-    assert torch.equal(random_orders(50, 2, 3, 9), random_orders(50, 4, 7, 9)[:3, :2])
+def test_rotate_orders_are_the_same_as_ever():
+    assert rotate_orders(8, 1, 3, 0)[:, 0].tolist() == ROTATE_GOLDEN_ROWS
+    assert epoch_fingerprints(rotate_orders(1000, 3, 2, 5)[1]) == ROTATE_FINGERPRINTS
 
 
-def test_random_orders_are_uncorrelated_with_each_other_and_with_the_identity():
-    samples = 2000
-    rows = torch.cat([random_orders(samples, 3, 5, 0).flatten(0, 1), torch.arange(samples)[None]])
-    # Spearman's rho of independent permutations has standard deviation 1 / sqrt(n - 1); 5 of them over 120 pairs fail
-    # by chance once in 10^4.
+def _assert_uncorrelated(rows: torch.Tensor) -> None:
+    # Spearman's rho of independent permutations has standard deviation 1 / sqrt(n - 1); 5 of them over some 100 pairs
+    # fail by chance once in 10^4.
+    samples = rows.shape[1]
     centred = rows.double() - (samples - 1) / 2
     rho = centred @ centred.T / (samples * (samples**2 - 1) / 12)
     assert (rho - torch.eye(len(rows))).abs().max() < 5 / math.sqrt(samples - 1)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@laws
+@given(samples=SAMPLES, epochs=EPOCHS, count=COUNTS, seed=SEEDS, batch=BATCHES)
+def test_every_epoch_of_every_order_is_a_permutation(
+    strategy: str, samples: int, epochs: int, count: int, seed: int, batch: int
+):
+    orders = STRATEGIES[strategy](samples, epochs, count, seed, batch)
+    assert orders.shape == (count, epochs, samples)
+    assert orders.dtype == torch.int64
+    assert torch.equal(orders.sort(dim=-1).values, torch.arange(samples).expand(count, epochs, samples))
+
+
+@pytest.mark.parametrize("strategy", [random_orders, batch_orders])
+@laws
+@given(samples=SAMPLES, epochs=EPOCHS, count=COUNTS, seed=SEEDS, batch=BATCHES)
+def test_independent_orders_depend_neither_on_count_nor_on_epochs(
+    strategy, samples: int, epochs: int, count: int, seed: int, batch: int
+):
+    more = strategy(samples, epochs + 1, count + 2, seed, batch)
+    assert torch.equal(strategy(samples, epochs, count, seed, batch), more[:count, :epochs])
+
+
+def test_random_orders_are_uncorrelated_with_each_other_and_with_the_identity():
+    _assert_uncorrelated(torch.cat([random_orders(2000, 3, 5, 0).flatten(0, 1), torch.arange(2000)[None]]))
+
+
+def test_random_orders_place_single_samples_whatever_the_batch():
+    assert torch.equal(random_orders(50, 2, 3, 9, 8), random_orders(50, 2, 3, 9))
+
+
+@laws
+@given(samples=SAMPLES, epochs=EPOCHS, count=COUNTS, seed=SEEDS, batch=BATCHES)
+def test_batch_orders_move_whole_batches_and_keep_a_short_one_last(
+    samples: int, epochs: int, count: int, seed: int, batch: int
+):
+    epochs_of_batches = [
+        list(epoch.split(batch)) for epoch in batch_orders(samples, epochs, count, seed, batch).flatten(0, 1)
+    ]
+    batches = [{tuple(part.tolist()) for part in parts} for parts in epochs_of_batches]
+    assert all(found == batches[0] for found in batches)
+    if samples % batch:
+        assert all(torch.equal(parts[-1], epochs_of_batches[0][-1]) for parts in epochs_of_batches)
+
+
+def test_batch_orders_place_the_batches_independently():
+    batch, batches = 3, 2000
+    orders = batch_orders(batch * batches + 2, 3, 5, 0, batch)
+    first = orders[:, :, : batch * batches : batch].flatten(0, 1)  # a batch is known by its first sample
+    numbers = torch.empty(orders.shape[2], dtype=torch.int64)
+    numbers[first[0]] = torch.arange(batches)
+    _assert_uncorrelated(numbers[first])
+
+
+def test_batch_orders_draw_the_partition_by_the_seed():
+    sorted_batches = [batch_orders(6000, 1, 1, seed, 3)[0, 0].view(-1, 3).sort(dim=1).values for seed in range(2)]
+    one, other = ({tuple(batch) for batch in batches.tolist()} for batches in sorted_batches)
+    assert len(one & other) <= 1  # two partitions share a batch of three with odds of about 1 to 4500
+    _assert_uncorrelated(torch.stack([batch_orders(6000, 1, 1, 0, 3)[0, 0].argsort(), torch.arange(6000)]))
+
+
+def test_batch_orders_draw_every_order_of_the_batches_equally_often():
+    rows = batch_orders(8, 40, 60, 0, 2).flatten(0, 1)
+    counts = torch.unique(rows, dim=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+@laws
+@given(samples=SAMPLES, epochs=EPOCHS, count=COUNTS, seed=SEEDS)
+def test_rotate_orders_begin_the_same_permutation_at_every_kth(samples: int, epochs: int, count: int, seed: int):
+    orders = rotate_orders(samples, epochs, count, seed)
+    for order in range(count):
+        start = order * samples // count
+        assert torch.equal(orders[order], torch.cat([orders[0, :, start:], orders[0, :, :start]], dim=1))
+
+
+@laws
+@given(part=st.integers(1, 12), epochs=EPOCHS, count=COUNTS, seed=SEEDS)
+def test_rotate_orders_take_every_sample_to_every_kth_of_every_epoch_once(
+    part: int, epochs: int, count: int, seed: int
+):
+    orders = rotate_orders(part * count, epochs, count, seed)
+    for epoch in range(epochs):
+        assert (visits(positions(orders[:, epoch])) == 1).all()
+
+
+@laws
+@given(samples=SAMPLES, count=COUNTS, seed=SEEDS)
+def test_rotate_orders_of_any_size_come_as_close_as_the_size_allows(samples: int, count: int, seed: int):
+    places = positions(rotate_orders(samples, 1, count, seed)[:, 0])
+    ordered = places.sort(dim=0).values
+    gaps = torch.cat([ordered[1:] - ordered[:-1], ordered[:1] + samples - ordered[-1:]])
+    assert set(gaps.flatten().tolist()) <= {samples // count, -(-samples // count)}
+    # A part of s positions has K s visits for n samples: the least that can be missed or doubled is their difference.
+    for part, met in enumerate(visits(places)):
+        size = sum(position * count // samples == part for position in range(samples))
+        assert (met - 1).abs().sum() == abs(count * size - samples)
+
+
+def test_rotate_orders_draw_independent_uniform_epochs():
+    _assert_uncorrelated(torch.cat([rotate_orders(2000, 6, 2, 0)[0], torch.arange(2000)[None]]))
+    rows = rotate_orders(4, 2400, 3, 0)[2]
+    counts = torch.unique(rows, dim=0, return_counts=True)[1]
+    assert len(counts) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_strategies_draw_unrelated_permutations():
+    rows = [strategy(2000, 1, 2, 0, 1)[0, 0] for strategy in STRATEGIES.values()]
+    _assert_uncorrelated(torch.stack(rows))
 
 
 def test_random_orders_draw_every_permutation_equally_often():
@@ -53,8 +188,10 @@ def test_random_orders_draw_every_permutation_equally_often():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
-def test_neighbouring_seeds_share_no_epoch():
-    prints = [p for seed in range(20) for order in random_orders(30, 4, 4, seed) for p in epoch_fingerprints(order)]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_neighbouring_seeds_share_no_epoch(strategy: str):
+    orders = [order for seed in range(20) for order in STRATEGIES[strategy](30, 4, 4, seed, 2)]
+    prints = [fingerprint for order in orders for fingerprint in epoch_fingerprints(order)]
     assert len(set(prints)) == 20 * 4 * 4
 
 
@@ -73,6 +210,30 @@ def test_check_distinct_refuses_more_orders_than_permutations():
         check_distinct(random_orders(2, 1, 3, 0))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "samples", "batch", "message"),
+    [
+        ("random", 2, 1, "with 2 training samples there are too few different permutations; use more samples"),
+        ("batch", 12, 6, "12 training samples are 2 full batches of 6, too few to permute; use smaller batches"),
+        ("batch", 5, 6, "5 training samples are 0 full batches of 6"),
+        (
+            "rotate",
+            3,
+            1,
+            "3 training samples have only 3 rotations, and `orders.count` is 4; use more samples or fewer",
+        ),
+    ],
+)
+def test_check_distinct_says_what_helps_a_strategy(strategy: str, samples: int, batch: int, message: str):
+    with pytest.raises(UserError, match=r"orders share epochs \(order \d epoch 0 = order \d epoch 0") as caught:
+        check_distinct(STRATEGIES[strategy](samples, 1, 4, 0, batch), strategy, batch)
+    assert message in str(caught.value)
+
+
+def test_check_distinct_takes_as_many_rotations_as_samples():
+    check_distinct(rotate_orders(4, 1, 4, 0), "rotate")
+
+
 def test_check_distinct_lets_an_order_repeat_its_own_epoch():
     check_distinct(torch.tensor([[[0, 1, 2], [0, 1, 2]], [[2, 1, 0], [2, 1, 0]]]))
 
@@ -80,7 +241,7 @@ def test_check_distinct_lets_an_order_repeat_its_own_epoch():
 def test_strategies_are_what_the_experiment_schema_offers():
     from ordermerge.experiment import OrdersSection
 
-    assert tuple(STRATEGIES) == OrdersSection.model_fields["strategy"].annotation.__args__
+    assert (*STRATEGIES, "file") == OrdersSection.model_fields["strategy"].annotation.__args__
 
 
 def test_importing_the_package_loads_neither_torch_nor_trl():

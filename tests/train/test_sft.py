@@ -118,9 +118,9 @@ def test_orders_with_one_permutation_give_the_same_bits(
         changed / "model.safetensors",
         {"format": "pt"},
     )
-    same = {"random": lambda n, epochs, count, seed: random_orders(n, epochs, 1, seed).expand(count, -1, -1)}
+    same = {"random": lambda n, epochs, count, seed, batch: random_orders(n, epochs, 1, seed).expand(count, -1, -1)}
     monkeypatch.setattr(prepared_module, "STRATEGIES", same)
-    monkeypatch.setattr(prepared_module, "check_distinct", lambda orders: None)
+    monkeypatch.setattr(prepared_module, "check_distinct", lambda *_: None)
     experiment = write_experiment(model={"path": "changed"}, orders={"count": 3})
     first, second, _ = train_orders(experiment, tmp_path / "together")
     (alone,) = train_orders(experiment, tmp_path / "alone", only=2)
