@@ -128,7 +128,7 @@ def check_distinct(orders: torch.Tensor, strategy: str = "random", batch: int = 
     if shared:
         raise UserError(
             f"orders share epochs ({'; '.join(shared[:4])}{'; ...' if len(shared) > 4 else ''}): "
-            f"{_why_shared(*orders.shape[::2], strategy, batch)}"
+            f"{_why_shared(len(orders), orders.shape[2], strategy, batch)}"
         )
 
 

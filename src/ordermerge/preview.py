@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ordermerge.train import STRATEGIES, check_data, check_orders, check_sft, ep
 from ordermerge.train.balance import balance, correlations, mean_positions, positions
 from ordermerge.train.prepared import Prepared
 
-BINS = 10
+BINS = 8
 MOST_COLUMNS = 12
 
 
@@ -89,26 +89,29 @@ def _print(summary: dict[str, Any]) -> None:
         f"As training will use them: the data is prepared ({summary['dropped']} samples dropped, "
         f"{summary['truncated']} cut to max_length), and the fingerprints are those that order.json will hold.",
     ]
+    tables = [_fingerprint_table(summary), _heat_map(summary)]
+    if count <= MOST_COLUMNS:
+        tables.append(_correlation_table(summary))
+    tables.append(_balance_table(summary))
     for line in lines:
         console.print(Text(line), soft_wrap=True)
-    console.print(_fingerprint_table(summary))
-    console.print(_heat_map(summary))
-    if count <= MOST_COLUMNS:
-        console.print(_correlation_table(summary))
-    console.print(_balance_table(summary))
+    for title, table in tables:
+        console.print(Text(f"\n{title}"), soft_wrap=True)
+        console.print(table)
 
 
-def _fingerprint_table(summary: dict[str, Any]) -> Table:
+def _fingerprint_table(summary: dict[str, Any]) -> tuple[str, Table]:
     rows = (
         [f"{order}", f"{epoch}", ", ".join(map(str, first)) + ", ...", fingerprint]
         for order, prints in enumerate(summary["epoch_fingerprints"])
         for epoch, (fingerprint, first) in enumerate(zip(prints, summary["first_rows"][order], strict=True))
     )
-    return _table("Epochs", ["order", "epoch", "first rows", "fingerprint"], rows)
+    title = "Epochs: the first rows of the data that are visited, and the fingerprint of all"
+    return title, _table(["order", "epoch", "first rows", "fingerprint"], rows)
 
 
-def _heat_map(summary: dict[str, Any]) -> Table:
-    """Return, for each order, when each tenth of the data is visited: a block of the file may well be of one kind."""
+def _heat_map(summary: dict[str, Any]) -> tuple[str, Table]:
+    """Return, for each order, when each eighth of the data is visited: a block of the file may well be of one kind."""
     cells = torch.tensor(summary["mean_positions"])
     per_bin = summary["samples"] / cells.shape[1]
     chance = math.sqrt((1 - 1 / cells.shape[1]) / (12 * per_bin))
@@ -121,44 +124,41 @@ def _heat_map(summary: dict[str, Any]) -> Table:
     rows = (
         [name, *(_shaded(value, value) for value in line)] for name, line in zip(names, values.tolist(), strict=True)
     )
-    return _table(title, ["from row", *map(str, summary["bin_rows"])], rows)
+    return title, _table(["from row", *map(str, summary["bin_rows"])], rows)
 
 
-def _correlation_table(summary: dict[str, Any]) -> Table:
+def _correlation_table(summary: dict[str, Any]) -> tuple[str, Table]:
     sd = 1 / math.sqrt(summary["samples"] - 1)
     title = f"Rank correlation (Spearman) of the first-epoch positions; of independent orders 0 ± {sd:.3f}"
     rows = (
         [f"order {order}", *(_shaded(rho, (rho + 1) / 2) for rho in line)]
         for order, line in enumerate(summary["correlations"])
     )
-    return _table(title, ["", *(f"order {order}" for order in range(summary["count"]))], rows)
+    return title, _table(["", *(f"order {order}" for order in range(summary["count"]))], rows)
 
 
-def _balance_table(summary: dict[str, Any]) -> Table:
+def _balance_table(summary: dict[str, Any]) -> tuple[str, Table]:
     part = f"1/{summary['count']}"
-    header = [
-        "strategy",
-        "sd of a sample's mean position",
-        f"met once in each {part}",
-        f"{part}s where never met",
-        "correlation",
-    ]
+    header = ["strategy", "sd of mean", f"every {part} once", f"{part}s missed", "correlation"]
     rows = (
         [
-            f"{name} (this one)" if name == summary["strategy"] else name,
+            f"{name} ←" if name == summary["strategy"] else name,
             f"{found['spread']:.3f}",
             f"{found['once_each']:.1%}",
             f"{found['never_met']:.1%}",
-            f"{found['correlation'][0]:.3f} to {found['correlation'][1]:.3f}",
+            f"{found['correlation'][0]:.2f} to {found['correlation'][1]:.2f}",
         ]
         for name, found in summary["balance"].items()
     )
-    title = f"Balance over the {summary['count']} orders: where the first epoch puts a sample"
-    return _table(title, header, rows)
+    title = (
+        f"Balance of a sample's {summary['count']} first-epoch positions: how much their mean differs between samples, "
+        f"how many samples visit every {part} of the epoch once, how many {part}s a sample misses (←: chosen)"
+    )
+    return title, _table(header, rows)
 
 
-def _table(title: str, header: list[str], rows: Iterable[list[str | Text]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=Text(title), title_justify="left", padding=(0, 1))
+def _table(header: list[str], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
     for row in rows:

@@ -57,7 +57,7 @@ def test_the_preview_shows_what_training_records(
         assert shown["first_rows"][order] == saved["sample_ids"][saved["permutations"]][:, :3].tolist()
         for name in ("strategy", "seed", "count", "epochs", "samples", "dropped", "truncated", "batch_size"):
             assert shown[name] == record[name]
-    assert f"{strategy} (this one)" in output
+    assert f"{strategy} ←" in output
     assert [name for name in shown["balance"]] == [
         "random",
         "batch",
