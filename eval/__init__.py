@@ -6,6 +6,9 @@
     models    names, identity and completeness of what is scored
     saved     lm-eval's own result and sample files: written, and read back
     table     one table of metric ± standard error
+    inspect   what sub-models changed of their base model, from the files alone: `family` opens them, `changes` counts,
+              `inspect_summary`, `inspect_report`, `inspect_words` and `inspect_figure` show it
+    figures   one style for all figures, saved with their data
 
 Importing this package is cheap: lm-eval and torch are imported where they are used.
 """

@@ -12,8 +12,9 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration, OutputModuleDefinition
 from mergekit.options import MergeOptions
 
-from ordermerge.merge_methods.checkpoint import FLOATS, Checkpoint, open_all
+from ordermerge.merge_methods.checkpoint import Checkpoint, open_all
 from ordermerge.merge_methods.plan import Group, Piece, Plan, find_stored, pieces_of
+from ordermerge.weights import FLOATS
 
 RESAVE = "if transformers loads that model, saving it once with `save_pretrained` gives its tensors the usual names"
 _NAMED = 3  # of many tensors, so many are named

@@ -8,7 +8,8 @@ from mergekit.architecture import ModelArchitecture, WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration, OutputModuleDefinition
 
-from ordermerge.merge_methods.checkpoint import Checkpoint, Stored
+from ordermerge.merge_methods.checkpoint import Checkpoint
+from ordermerge.weights import Stored
 
 # The tensors that are merged into one, as each model's table names its own.
 Group = dict[ModelReference, WeightInfo]

@@ -8,7 +8,8 @@ import torch
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 
-from ordermerge.merge_methods.checkpoint import FLOATS, Checkpoint, Stored, open_all, read_values
+from ordermerge.merge_methods.checkpoint import Checkpoint, open_all, read_values
+from ordermerge.weights import FLOATS, Stored
 
 # Enough to tell related from unrelated tensors (the mean of so many products is known to 1 %), read in milliseconds.
 PROBES, PROBE_VALUES = 16, 8192

@@ -13,7 +13,7 @@ from ordermerge import __version__
 from ordermerge.cli import main
 from ordermerge.eval.saved import load_rows
 
-COMMANDS = ["run", "train", "orders", "check", "eval"]
+COMMANDS = sorted(set(main.commands) - {"merge"})
 TASK = """
 task: text
 dataset_path: json
@@ -51,6 +51,8 @@ def test_version_is_printed() -> None:
         ["run", "x", "--no-such"],
         ["run", "x", "--force", "cook"],
         ["eval", "m"],
+        ["inspect", "m"],
+        ["inspect", "--base", "b"],
         ["train", "x", "--order", "-1"],
         ["orders", "x", "--processes", "0"],
     ],

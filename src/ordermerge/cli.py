@@ -154,5 +154,30 @@ def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) ->
     evaluate_models(models, out, {"tasks": [name.strip() for name in tasks.split(",")], **settings})
 
 
+@main.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--base", required=True, help="The model that they were fine-tuned from: a folder or hub id.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Compare as a recipe with this dtype would; default: what MODELS are stored in.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write inspect.json, CSV tables and a heat map here.")
+@_user_errors
+def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | None) -> None:
+    """Tell from the files of MODELS whether merging them, and resampling, will matter.
+
+    Values unchanged from the base model, agreement of the task vectors, what resampling will reach; per layer.
+    """
+    from ordermerge.eval.inspect import inspect_models, write_inspection
+    from ordermerge.eval.inspect_report import print_report
+
+    found = inspect_models(base, models, dtype=dtype)
+    print_report(found)
+    if out:
+        write_inspection(found, out)
+        click.echo(f"wrote {out}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

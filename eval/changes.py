@@ -1,0 +1,270 @@
+"""What sub-models changed of their base model, counted in one pass over the stored values; no model is loaded.
+
+Every file is read once, in pieces that fit a cache, by a few threads. The results do not depend on the pieces but for
+the rounding of sums of products.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+import torch
+
+from ordermerge.errors import UserError
+from ordermerge.eval.family import Family, Group
+from ordermerge.unchanged import Base, to_lanes
+from ordermerge.weights import COPY_AGAIN, FLOATS, Stored
+
+# Values read and worked on at once, of all models together: few enough for a CPU's cache, enough for whole disk reads.
+PIECE_VALUES = 1 << 20
+# More threads than this read no faster, and each holds a piece (`PIECE_VALUES` x 20 bytes at most).
+MOST_THREADS = 8
+_OPEN_FILES = 64  # of each thread: at least one for each model
+_LANES = 4  # 16-bit lanes of a 64-bit word
+_MOST_WORDS = (1 << 16) - 1  # of more words, the sum of ones could overflow a lane
+_BFLOAT16_TAIL = 0xFFFF  # bits of a float32 that are 0 in every bfloat16 number
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+@dataclass
+class Totals:
+    """Sums over values, of one tensor or many. K sub-models; arrays are numpy's int64, `products` float64.
+
+    Args:
+        values: Number of values of one model.
+        changed_by: [K + 1], how many values were changed by 0, 1, ..., K of the sub-models.
+        changed: [K], how many values each sub-model changed.
+        shared: Values that at least two changed, as far as their task vectors are finite.
+        agreeing: Those of them that all who changed them moved in the same direction.
+        changes: Changes of shared values, all sub-models together.
+        majority: Those changes that go the way of most of the changes of their value; half of them in a draw.
+        products: [K + 1, K + 1], dot products of the task vectors and, last, the base model's values.
+        not_finite: Values that are infinite or NaN in some model; they count in no product and no direction.
+        probed: Values compared in float32 that were looked at for their precision.
+        fine: [K + 1], those of them, in each model and the base, that bfloat16 does not hold.
+    """
+
+    values: int
+    changed_by: np.ndarray
+    changed: np.ndarray
+    shared: int
+    agreeing: int
+    changes: int
+    majority: float
+    products: np.ndarray
+    not_finite: int
+    probed: int
+    fine: np.ndarray
+
+    def __add__(self, other: "Totals") -> "Totals":
+        mine, others = vars(self), vars(other)
+        return Totals(**{name: mine[name] + others[name] for name in mine})
+
+
+def inspect_family(family: Family, *, piece_values: int = PIECE_VALUES) -> Iterator[tuple[Group, Totals]]:
+    """Read all models once, side by side, and yield what their values say, tensor by tensor.
+
+    Extra memory is bounded, whatever the models' size: threads x `piece_values` x 20 bytes at most.
+
+    Args:
+        family: The opened models.
+        piece_values: Values worked on at once, of all models together.
+
+    Yields:
+        Each tensor, and its sums.
+
+    Raises:
+        UserError: If a file ends before its header says.
+    """
+    per_model = max(1, piece_values // len(family.groups[0].models))
+    pieces = ((group, start) for group in family.groups for start in range(0, group.values, per_model))
+    local = threading.local()
+    threads = min(torch.get_num_threads(), MOST_THREADS)
+    with ExitStack() as stack, _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+
+        def work(piece: tuple[Group, int]) -> tuple[Group, Totals]:
+            if not hasattr(local, "desk"):
+                local.desk = stack.enter_context(_Desk())
+            group, start = piece
+            return group, _measure_piece(group, start, min(per_model, group.values - start), local.desk)
+
+        results = _in_order(pool, work, pieces, 2 * threads)
+        for _, parts in groupby(results, key=lambda result: result[0].name):
+            (group, total), *rest = parts
+            for _, part in rest:
+                total = total + part
+            yield group, total
+
+
+class Scratch:
+    """Tensors that one thread uses for piece after piece: fresh memory for each costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, torch.Tensor] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of that shape and dtype, with arbitrary content, in the memory of that name."""
+        size = math.prod(shape) * dtype.itemsize
+        if name not in self._memory or self._memory[name].numel() < size:
+            self._memory[name] = torch.empty(size, dtype=torch.uint8)
+        return self._memory[name][:size].view(dtype).view(shape)
+
+
+def measure(rows: torch.Tensor, scratch: Scratch | None = None) -> Totals:
+    """Count and sum over one piece of a tensor.
+
+    Counts are exact. Products are taken in float32 (float64 for float64 values) within the piece.
+
+    Args:
+        rows: The sub-models' values and, last, the base model's, shape [K + 1, n], of a floating-point dtype.
+        scratch: Memory to work in; fresh if not given.
+    """
+    scratch = scratch or Scratch()
+    subs = len(rows) - 1
+    count, changed = _count_changes(rows, scratch)
+    wide = scratch.get("wide", tuple(rows.shape), torch.promote_types(rows.dtype, torch.float32)).copy_(rows)
+    wide[:-1] -= wide[-1]
+    products, known = wide @ wide.T, count
+    if not products.sum().isfinite():
+        finite = wide.isfinite().all(0)
+        wide, known = wide[:, finite].double(), count[finite]
+        products = wide @ wide.T
+    changed_by = _histogram(count, subs, scratch)
+    directed = changed_by if known is count else _histogram(known, subs, scratch)  # of values with known directions
+    votes = torch.sum(wide[:-1].sign_(), 0, out=scratch.get("votes", (known.numel(),), wide.dtype)).abs_()
+    voted = float(votes.sum())
+    flags = _flags(scratch, 1, known)
+    unanimous = scratch.get("unanimous", tuple(known.shape), known.dtype).copy_(votes)
+    torch.eq(unanimous, known, out=flags[0, : len(known)])
+    once, changes = int(directed[1]), int(directed @ np.arange(subs + 1))
+    return Totals(
+        values=count.numel(),
+        changed_by=changed_by,
+        changed=changed,
+        shared=int(directed[2:].sum()),
+        agreeing=int(_row_sums(flags)[0]) - int(directed[:2].sum()),
+        changes=changes - once,
+        majority=(changes + voted) / 2 - once,
+        products=products.double().numpy(),
+        not_finite=count.numel() - known.numel(),
+        probed=0,
+        fine=np.zeros(subs + 1, np.int64),
+    )
+
+
+def _count_changes(rows: torch.Tensor, scratch: Scratch) -> tuple[torch.Tensor, np.ndarray]:
+    """Return by how many sub-models each value was changed, shape [n], and how many values each changed, shape [K]."""
+    *subs, base = (to_lanes(row) for row in rows)
+    flags = _flags(scratch, len(subs), base)
+    count = scratch.get("count", tuple(base.shape), base.dtype).zero_()
+    origin = Base(base)
+    for sub, out in zip(subs, flags, strict=True):
+        count += origin.changed(sub, out=out[: len(base)])
+    return count, _row_sums(flags)
+
+
+def _histogram(count: torch.Tensor, most: int, scratch: Scratch) -> np.ndarray:
+    flags = _flags(scratch, most + 1, count)
+    torch.eq(count, torch.arange(most + 1, dtype=count.dtype)[:, None], out=flags[:, : len(count)])
+    return _row_sums(flags)
+
+
+def _flags(scratch: Scratch, rows: int, lanes: torch.Tensor) -> torch.Tensor:
+    """Return rows of lanes for zeros and ones, each as long as `lanes` and then zero up to whole words."""
+    flags = scratch.get("flags", (rows, -(-len(lanes) // _LANES) * _LANES), lanes.dtype)
+    flags[:, len(lanes) :] = 0
+    return flags
+
+
+def _row_sums(flags: torch.Tensor) -> np.ndarray:
+    """Return the sum of each row of zeros and ones.
+
+    16-bit lanes are added four at a time, as parts of 64-bit words: several times faster, and exact.
+    """
+    if flags.dtype != torch.int16:
+        return flags.sum(1).numpy()
+    parts = flags.view(torch.int64).split(_MOST_WORDS, dim=1)
+    words = np.stack([part.sum(1).numpy() for part in parts]).view(np.uint16)
+    return words.reshape(len(parts), len(flags), _LANES).sum((0, 2), dtype=np.int64)
+
+
+def _measure_piece(group: Group, start: int, length: int, desk: "_Desk") -> Totals:
+    rows = desk.scratch.get("rows", (len(group.models), length), group.dtype)
+    for row, stored in zip(rows, group.models, strict=True):
+        desk.read(stored, start, row)
+    fine = None
+    if start == 0 and group.dtype == torch.float32:
+        fine = (rows.view(torch.int32) & _BFLOAT16_TAIL).ne_(0).sum(1).numpy()
+    totals = measure(rows, desk.scratch)
+    if fine is not None:
+        totals.probed, totals.fine = length, fine
+    return totals
+
+
+class _Desk:
+    """What one thread works with: the files it reads, kept open, and its scratch."""
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self._open: dict[Path, IO[bytes]] = {}
+
+    def __enter__(self) -> "_Desk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def read(self, stored: Stored, start: int, out: torch.Tensor) -> None:
+        """Fill `out`, of shape [n], with the values from `start` on, cast to its dtype."""
+        dtype = FLOATS[str(stored.dtype)]
+        values = out if out.dtype == dtype else self.scratch.get("stored", tuple(out.shape), dtype)
+        file = self._file(stored.file)
+        file.seek(stored.offset + start * dtype.itemsize)
+        left = memoryview(values.view(torch.uint8).numpy())
+        while left:
+            if not (got := file.readinto(left)):  # type: ignore[attr-defined]
+                raise UserError(f"{stored.file} ended before its header says; {COPY_AGAIN}")
+            left = left[got:]
+        if values is not out:
+            out.copy_(values)
+
+    def _file(self, path: Path) -> IO[bytes]:
+        if path not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[path] = open(path, "rb", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        return self._open[path]
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Yield the results in the order of the items, with no more than `ahead` items under way."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep torch from starting threads of its own for pieces that are worked on by ours."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
