@@ -25,7 +25,7 @@ import torch
 from merge_throughput import in_turn
 from mergekit.common import parse_kmb
 from synthetic import TINY, shape_near, write_checkpoints
-from throughput_report import paired
+from throughput_report import Ratio, paired
 from watched import machine, run_watched
 
 TIME_LIMIT = 1.5
@@ -126,10 +126,10 @@ def table(results: list[dict[str, Any]]) -> str:
     for result in results:
         for state in ("cold", "cached"):
             part = result[state]
-            read, ratio = median(part["read_seconds"]), part["ratio"]
+            read, ratio = median(part["read_seconds"]), Ratio(**part["ratio"])
             lines.append(
                 f"| {result['parameters'] / 1e6:.0f} M | {state} | {read:.2f} | {result['bytes'] / read / 1e9:.1f} "
-                f"| {median(part['net_seconds']):.2f} | {ratio['middle']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) "
+                f"| {median(part['net_seconds']):.2f} | {ratio} "
                 f"| {'yes' if part['within_time'] else '**no**'} | {part['peak_anonymous_beyond_start_mib']:.0f} |"
             )
     return "\n".join(lines) + "\n"

@@ -26,8 +26,8 @@ def print_report(found: Mapping[str, Any], file: IO[str] | None = None) -> None:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, title in enumerate(header):
             table.add_column(Text(title), overflow="fold", justify="right" if index else "left")
-        for line in lines:
-            table.add_row(*(Text(cell) for cell in line))
+        for cells in lines:
+            table.add_row(*(Text(cell) for cell in cells))
         console.print(table)
     for line in [_histogram_line(found["overall"]), *(f"warning: {text}" for text in found["warnings"])]:
         console.print(Text(line))
@@ -71,7 +71,7 @@ def _layer_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             _amount(row["values"]),
             *(percent(row["still_base"][rounds]) for rounds in ROUNDS),
             percent(row["agreement"]["same_direction"]),
-            _decimal(row["cosine"] and row["cosine"]["mean"]),
+            decimal(row["cosine"] and row["cosine"]["mean"]),
             _mean_percent(row["relative_norm"].values()),
         ]
         for name, row in rows.items()
@@ -87,7 +87,7 @@ def _model_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for index, name in enumerate(names):
         cells = [percent(overall["unchanged_by_model"][name]), percent(overall["relative_norm"][name])]
-        lines.append([f"{index + 1} {name}", *cells, *(_decimal(value) for value in (matrix[index] if matrix else ()))])
+        lines.append([f"{index + 1} {name}", *cells, *(decimal(value) for value in (matrix[index] if matrix else ()))])
     return header, lines
 
 
@@ -97,8 +97,13 @@ def _histogram_line(overall: Mapping[str, Any]) -> str:
     return f"Values changed {each} of the sub-models."
 
 
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def decimal(value: float | None) -> str:
+    """Return a number with two decimals, "-" for None; never "-0.00".
+
+    Args:
+        value: Any number.
+    """
+    return "-" if value is None else f"{round(value, 2) + 0:.2f}"  # + 0 makes -0.0 0.0
 
 
 def _mean_percent(shares: Iterable[float | None]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from ordermerge.eval.inspect_report import percent
+from ordermerge.eval.inspect_report import decimal, percent
 
 # Resampling replaces at most the values that some sub-models changed and others did not. Training with float32 weights
 # leaves about 1 % of bfloat16 values unchanged, where it made no measurable difference; training with bfloat16 weights
@@ -66,9 +66,9 @@ def _sibling_lines(overall: Mapping[str, Any]) -> Iterator[str]:
             yield f"{_some_pairs(chosen)}: {what} (cosine {_range([pairs[pair] for pair in chosen])})."
     if cosine["highest"] < UNRELATED_COSINE:
         yield (
-            f"Cosine {cosine['mean']:.2f}: these do not look like siblings. Their task vectors have next to nothing in "
-            f"common: other data, another base model, or noise larger than what was learned. A merge may be worse than "
-            f"each of them."
+            f"Cosine {decimal(cosine['mean'])}: these do not look like siblings. Their task vectors have next to "
+            f"nothing in common: other data, another base model, or noise larger than what was learned. A merge may be "
+            f"worse than each of them."
         )
     elif cosine["lowest"] >= COPY_COSINE:
         yield "Cosine 1.00: these are copies of one model; merging them changes nothing."
@@ -112,5 +112,5 @@ def _some_pairs(pairs: list[tuple[str, str]]) -> str:
 
 
 def _range(values: Any) -> str:
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    low, high = decimal(min(values)), decimal(max(values))
     return low if low == high else f"{low} to {high}"

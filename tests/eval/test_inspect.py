@@ -344,6 +344,15 @@ def test_files_beside_the_table(by_hand: list[Path], tmp_path: Path) -> None:
     assert (cells["tensor"], cells["values"], cells["changed_by_3"]) == (NAME, "6", "2")
 
 
+def test_experts_share_a_column_of_the_heat_map(tmp_path: Path) -> None:
+    names = [f"model.layers.0.mlp.experts.{number}.w1.weight" for number in range(3)]
+    base = write(tmp_path / "base", {names[0]: BASE, names[1]: BASE, names[2]: [1.0, 1]})
+    sub = write(tmp_path / "sub", {names[0]: SUBS[0], names[1]: BASE, names[2]: [2.0, 2]})
+    run(base, sub, "--out", tmp_path / "found")
+    lines = (tmp_path / "found" / "heat_map.csv").read_text().splitlines()
+    assert lines[2:] == [f"model.layers.0,mlp.experts.*.w1,{(3 + 6) / 14},"]
+
+
 def test_table_fits_80_columns(make_family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     base, *subs = make_family(count=6)

@@ -41,6 +41,7 @@ def overall(cosines: list[float], changed_by: list[int], *, norm: float = 0.1, n
     ("cosines", "sentence"),
     [
         ([0.02, 0.01, 0.03], "Cosine 0.02: these do not look like siblings."),
+        ([-0.001, 0.0, 0.0], "Cosine 0.00: these do not look like siblings."),
         ([0.09, 0.09, 0.09], "Cosine 0.09: these do not look like siblings."),
         ([0.11, 0.2, 0.3], "Cosine 0.11 to 0.30: the sub-models look like siblings, each with traces of its own."),
         ([0.97, 0.97, 0.97], "Cosine 0.97: the sub-models look like siblings"),
