@@ -11,7 +11,7 @@ from ordermerge.eval.inspect_report import decimal, percent
 # leaves 12 to 20 %. The line is drawn between the two.
 RESAMPLING_MATTERS = 0.05
 # Task vectors of unrelated trainings are close to orthogonal (Ilharco et al., arXiv 2212.04089), those of one data set
-# in several orders have much in common (over 0.9 in the quickstart).
+# in several orders share what the data teach (a cosine of about a half in the quickstart, whose order noise is large).
 UNRELATED_COSINE = 0.1
 # At this cosine, two sub-models are 5 times closer to each other than to the base: their merge hardly differs from
 # either.
