@@ -1,14 +1,20 @@
 """What the orders and the merges bought: scores by lm-evaluation-harness, and their tables.
 
-    scoring   scores a list of models, each once
-    harness   runs one model through lm-eval
-    tasks     finds the tasks, and says what is wrong with them
-    models    names, identity and completeness of what is scored
-    saved     lm-eval's own result and sample files: written, and read back
-    table     one table of metric ± standard error
-    inspect   what sub-models changed of their base model, from the files alone: `family` opens them, `changes` counts,
-              `inspect_summary`, `inspect_report`, `inspect_words` and `inspect_figure` show it
-    figures   one style for all figures, saved with their data
+    scoring     scores a list of models, each once on each task
+    harness     runs one model through lm-eval
+    checks      says what is wrong with an evaluation, before it is begun
+    tasks       finds the tasks
+    loaded      loads them, once for all models
+    models      names, identity and completeness of what is scored
+    saved       lm-eval's own result and sample files: written, and read back
+    table       one table of metric ± standard error
+    pairing     the values of several models on the same documents
+    paired      statistics of their differences
+    comparing   each merged model against the single ones and the weighted average
+    comparison  `comparison.json`; comparison_table shows it
+    inspect     what sub-models changed of their base model, from the files alone: `family` opens them, `changes`
+                counts, `inspect_summary`, `inspect_report`, `inspect_words` and `inspect_figure` show it
+    figures     one style for all figures, saved with their data
 
 Importing this package is cheap: lm-eval and torch are imported where they are used.
 """

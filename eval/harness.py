@@ -1,9 +1,11 @@
 """One model through lm-evaluation-harness."""
 
 import gc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ordermerge.eval.loaded import LoadedTask, distinct_items
 from ordermerge.eval.models import HF_BACKENDS, local_folder
 from ordermerge.eval.quiet import no_git_complaint
 from ordermerge.eval.saved import new_tracker, save_results
@@ -14,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_model(
-    model: str, manager: "TaskManager", tasks: list[str], settings: EvaluationSection, folder: Path
+    model: str, manager: "TaskManager", tasks: Iterable[LoadedTask], settings: EvaluationSection, folder: Path
 ) -> dict[str, Any] | None:
     """Run one model on the tasks, and save lm-eval's results and samples.
 
     Args:
         model: Folder or hub id.
         manager: lm-eval's task manager.
-        tasks: Task names that the manager knows.
+        tasks: What to score it on.
         settings: What is asked of lm-eval.
         folder: Where the files go.
 
@@ -37,7 +39,7 @@ def evaluate_model(
         results = simple_evaluate(
             model=settings.model,
             model_args={**settings.model_args, "pretrained": pretrained},
-            tasks=tasks,
+            tasks=distinct_items(tasks),
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
             device=settings.device or _default_device(settings.model),

@@ -2,13 +2,16 @@
 
 OUT/NAME/results_DATE.json          lm-eval's results
 OUT/NAME/samples_TASK_DATE.jsonl    lm-eval's samples, one file a task
-OUT/NAME/ordermerge.json            our marker, written last: which of these files count, and how they were made
+OUT/NAME/ordermerge_TASK.json       our marker of each task or group asked for, written last: which of these files
+                                    hold its scores, and how they were made
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ordermerge.errors import UserError
 from ordermerge.eval.table import Row, result_rows
@@ -16,7 +19,33 @@ from ordermerge.eval.table import Row, result_rows
 if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
 
-MARKER = "ordermerge.json"
+MARKERS = "ordermerge_*.json"
+
+
+@dataclass(frozen=True)
+class SavedScores:
+    """What is saved of one model.
+
+    Attributes:
+        rows: Its scores.
+        results: File of the results of each task and group.
+        samples: File of the samples of each task.
+        subtasks: The tasks that each group comes down to.
+    """
+
+    rows: list[Row]
+    results: dict[str, Path]
+    samples: dict[str, Path]
+    subtasks: dict[str, list[str]]
+
+
+def marker_name(task: str) -> str:
+    """Return the file name of the marker of a task, group, tag or pattern.
+
+    Args:
+        task: As it was asked for.
+    """
+    return MARKERS.replace("*", quote(task, safe=""))
 
 
 def new_tracker(folder: Path) -> "EvaluationTracker":
@@ -64,28 +93,44 @@ def save_results(tracker: "EvaluationTracker", results: dict[str, Any], folder: 
     return {"results": written, "samples": sample_files}
 
 
-def load_results(folder: Path) -> dict[str, Any]:
-    """Read lm-eval's results file of a scored model.
+def load_scores(folder: Path, tasks: Iterable[str] | None = None) -> SavedScores:
+    """Read what is saved of a model.
 
     Args:
-        folder: The model's folder, which holds the marker.
+        folder: The model's folder, which holds the markers.
+        tasks: What was asked for, in the order wanted; one not yet done is left out. By default all, by name.
 
     Raises:
-        UserError: If the marker or the file it names is missing or damaged.
+        UserError: If a marker or a results file that it names is missing or damaged.
     """
+    done = sorted(folder.glob(MARKERS))
+    asked = done if tasks is None else [folder / marker_name(task) for task in tasks]
+    saved = SavedScores([], {}, {}, {})
+    contents: dict[str, dict[str, Any]] = {}
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return json.loads((folder / marker["results"]).read_text(encoding="utf-8"))
+        for path in (path for path in asked if path in done):
+            marker = json.loads(path.read_text(encoding="utf-8"))
+            name = marker["results"]
+            if name not in contents:
+                contents[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+            new = [task for task in marker["tasks"] if task not in saved.results]
+            saved.rows.extend(row for row in result_rows(contents[name], folder.name) if row.task in new)
+            saved.results.update(dict.fromkeys(new, folder / name))
+            saved.samples.update({task: folder / marker["samples"][task] for task in new if task in marker["samples"]})
+            groups = contents[name].get("group_subtasks", {})
+            saved.subtasks.update({task: _leaves(task, groups) for task in new if task in groups})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its scores cannot be read ({error!r}); delete the folder and score again") from None
+    return saved
 
 
-def load_rows(out: Path, names: Iterable[str] | None = None) -> list[Row]:
+def load_rows(out: Path, names: Iterable[str] | None = None, tasks: Iterable[str] | None = None) -> list[Row]:
     """Read the scores of the models that are done.
 
     Args:
         out: The folder that was given to `score_models`.
         names: Models in the order wanted; all that are there, by name, if not given. One not yet done is left out.
+        tasks: As in `load_scores`.
 
     Returns:
         The rows of all models, one model after the other.
@@ -93,6 +138,13 @@ def load_rows(out: Path, names: Iterable[str] | None = None) -> list[Row]:
     Raises:
         UserError: If the files of a model that is done are missing or damaged.
     """
-    done = sorted(marker.parent.name for marker in out.glob(f"*/{MARKER}"))
-    wanted = done if names is None else [name for name in names if name in done]
-    return [row for name in wanted for row in result_rows(load_results(out / name), name)]
+    wanted = sorted({path.parent.name for path in out.glob(f"*/{MARKERS}")}) if names is None else names
+    asked = None if tasks is None else list(tasks)
+    return [row for name in wanted for row in load_scores(out / name, asked).rows]
+
+
+def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """Return the tasks that a group comes down to; of a task itself."""
+    if task not in groups:
+        return [task]
+    return list(dict.fromkeys(leaf for child in groups[task] for leaf in _leaves(child, groups)))

@@ -1,9 +1,10 @@
 """From lm-eval's results to one table: models as lines, tasks and metrics as columns."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
+
+from ordermerge.eval.printing import print_columns
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 NO_FILTER = "none"
@@ -81,26 +82,22 @@ def print_table(rows: Sequence[Row], file: IO[str] | None = None) -> None:
         rows: Scores of any models and tasks; nothing is printed of none.
         file: Where to print; standard output if not given.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not rows:
         return
     header, lines = _layout(rows)
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("model", overflow="fold")
-    for title in header:
-        table.add_column(Text(title), overflow="fold", justify="right")
-    for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    console = Console(file=file or sys.stdout, highlight=False)
-    if not console.is_terminal:  # rich takes a pipe to be 80 columns wide
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
-    console.print(table)
-    for note in notes(rows):
-        console.print(Text(note), soft_wrap=True)
+    print_columns(["model", *header], lines, notes(rows), file)
+
+
+def limit_note(limit: float, models: Iterable[str] = ()) -> str:
+    """Return the line that marks scores made with lm-eval's `limit`.
+
+    Args:
+        limit: The limit.
+        models: The models scored with it; left out if it holds for all.
+    """
+    names = ", ".join(models)
+    whose = f" ({names})" if names else ""
+    return f"limit={limit:g}: NOT COMPARABLE SCORES, only a part of each task was scored{whose}."
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
@@ -115,9 +112,7 @@ def notes(rows: Iterable[Row]) -> list[str]:
         if row.limit is not None:
             models.setdefault(row.limit, {})[row.model] = None
     for limit, names in models.items():
-        lines.append(
-            f"limit={limit:g}: NOT COMPARABLE SCORES, only a part of each task was scored ({', '.join(names)})."
-        )
+        lines.append(limit_note(limit, names))
     return lines
 
 
@@ -136,11 +131,15 @@ def _title(row: Row) -> str:
 
 
 def _cell(row: Row) -> str:
-    return f"{_digits(row.value)} ± {'N/A' if row.stderr is None else _digits(row.stderr)}"
+    return f"{digits(row.value)} ± {'N/A' if row.stderr is None else digits(row.stderr)}"
 
 
-def _digits(value: float) -> str:
-    """Return three decimals, or three digits where these would hide the value."""
+def digits(value: float) -> str:
+    """Return three decimals, or three digits where these would hide the value.
+
+    Args:
+        value: Any number.
+    """
     return f"{value:.3f}" if value == 0 or 0.0005 <= abs(value) < 10_000 else f"{value:.3g}"
 
 

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 GLOB = set("*?[")
 
 
-def find_tasks(settings: EvaluationSection) -> tuple["TaskManager", list[str]]:
+def find_tasks(settings: EvaluationSection) -> tuple["TaskManager", dict[str, list[str]]]:
     """Find the tasks by name: in the include path, and in lm-eval's own collection only where that is needed.
 
     Args:
         settings: What is asked of lm-eval.
 
     Returns:
-        lm-eval's task manager, and the names with glob patterns resolved.
+        lm-eval's task manager, and for each task asked for its name, or those that its glob pattern stands for.
 
     Raises:
         UserError: For every unknown task: where it was looked for, the nearest name, local files that cannot be read.
@@ -35,35 +35,10 @@ def find_tasks(settings: EvaluationSection) -> tuple["TaskManager", list[str]]:
         problems = _unknown(settings, manager.task_index, local)
         if problems:
             raise UserError(problems)
-    names = [name for task in settings.tasks for name in _expand(task, manager.task_index)]
-    return manager, list(dict.fromkeys(names))
+    return manager, {task: _expand(task, manager.task_index) for task in settings.tasks}
 
 
-def load_problems(manager: "TaskManager", names: Iterable[str], *, unsafe_code: bool) -> list[str]:
-    """Load the tasks and their data, as lm-eval will for each model, and return one sentence for each that fails.
-
-    Args:
-        manager: From `find_tasks`.
-        names: From `find_tasks`.
-        unsafe_code: Whether the user consents to run code that a model wrote.
-    """
-    problems = []
-    for name in names:
-        try:
-            tasks = manager.load([name])["tasks"]
-        except Exception as error:  # whatever the YAML, its functions or the data loader raise
-            problems.append(f"task {name!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}")
-            continue
-        unsafe = [task for task, loaded in tasks.items() if getattr(loaded, "UNSAFE_CODE", False)]
-        if unsafe and not unsafe_code:
-            problems.append(
-                f"task {', '.join(unsafe)} runs code that the model wrote; "
-                "consent with `confirm_run_unsafe_code`, best inside a sandbox"
-            )
-    return problems
-
-
-def local_identity(settings: EvaluationSection) -> dict[str, Any]:
+def local_identity(settings: EvaluationSection) -> dict[str, dict[str, Any]]:
     """Return what tells the local tasks from other ones: their configuration, and the code and data beside it.
 
     A task of lm-eval's own collection is told by its name alone.
@@ -72,16 +47,24 @@ def local_identity(settings: EvaluationSection) -> dict[str, Any]:
         settings: What is asked of lm-eval.
 
     Returns:
-        For each local task its configuration's fingerprint and those of its files; empty without an include path.
+        For each task asked for the local tasks that it comes down to, each with the fingerprints of its configuration
+        and of its files; nothing of each without an include path.
 
     Raises:
         UserError: If the include path does not exist.
     """
     if settings.include_path is None:
-        return {}
+        return {task: {} for task in settings.tasks}
     index = _manager(settings, own_collection=False).task_index
-    entries = _reach(settings.tasks, index)
-    return {name: _entry_identity(entry) for name, entry in sorted(entries.items()) if entry and entry.yaml_path}
+    found = {}
+    for task in settings.tasks:
+        entries = _reach(_expand(task, index), index)
+        found[task] = {name: _entry_identity(entry) for name, entry in sorted(entries.items()) if _is_local(entry)}
+    return found
+
+
+def _is_local(entry: Any) -> bool:
+    return bool(entry and entry.yaml_path)
 
 
 def _manager(settings: EvaluationSection, *, own_collection: bool) -> "TaskManager":

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ordermerge.errors import UserError
+from ordermerge.eval.checks import check_evaluation
 from ordermerge.eval.models import identity, model_problem
-from ordermerge.eval.scoring import check_evaluation, evaluation_steps
+from ordermerge.eval.scoring import evaluation_steps
 from ordermerge.experiment import EvaluationSection, Experiment
 from ordermerge.files import fingerprint
 from ordermerge.merge_methods.check import check_recipe

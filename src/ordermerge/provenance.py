@@ -6,7 +6,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ordermerge", "mergekit", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval")
+PACKAGES = (
+    *("ordermerge", "mergekit", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval"),
+    *("numpy", "scipy"),
+)
 
 
 def versions() -> dict[str, str]:

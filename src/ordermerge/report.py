@@ -5,13 +5,17 @@ import os
 import shlex
 from pathlib import Path
 
+from ordermerge.eval.comparison import ComparisonReport
+from ordermerge.eval.comparison_table import markdown_comparison
 from ordermerge.eval.table import Row, markdown_table
 from ordermerge.experiment import Experiment
 from ordermerge.files import write_text
 from ordermerge.provenance import record
 
 
-def write_report(experiment: Experiment, run_directory: Path, path: Path, rows: list[Row]) -> Path:
+def write_report(
+    experiment: Experiment, run_directory: Path, path: Path, rows: list[Row], comparison: ComparisonReport | None = None
+) -> Path:
     """Write `report.md` of a run.
 
     Args:
@@ -19,6 +23,7 @@ def write_report(experiment: Experiment, run_directory: Path, path: Path, rows: 
         run_directory: Its run directory.
         path: The experiment file.
         rows: The scores; none if nothing was evaluated.
+        comparison: What is compared; None if there is nothing to compare.
 
     Returns:
         The file.
@@ -32,6 +37,7 @@ def write_report(experiment: Experiment, run_directory: Path, path: Path, rows: 
     sections = [
         f"# {experiment.name}",
         f"## Scores\n\n{table}",
+        *([f"## Comparison\n\n{markdown_comparison(comparison)}"] if comparison else []),
         f"## Models\n\n{_models(experiment)}",
         f"## Cost\n\n{_cost(experiment, run_directory)}",
         f"## Reproduce\n\n{_reproduce(experiment, run_directory, path)}",
@@ -81,6 +87,7 @@ def _reproduce(experiment: Experiment, run_directory: Path, path: Path) -> str:
         "- experiment with its defaults filled in: `experiment.yml`, beside this file",
         "- orders: `orders/K/order/` (what was trained on, when), recipes: `recipes/NAME.yml` (each names its command)",
         "- scores: `eval/NAME/` holds lm-eval's own result and sample files",
+        "- comparison: `eval/comparison.json` names the methods and the files behind each number",
         f"- commit: {made['git_commit'] or 'not in a git checkout'}",
         f"- versions: {versions}",
         f"- platform: {made['platform']}",

@@ -9,6 +9,10 @@ import yaml
 from mergekit.options import MergeOptions
 
 from ordermerge.errors import UserError
+from ordermerge.eval.comparing import compare_models
+from ordermerge.eval.comparison import FILE as COMPARISON_FILE
+from ordermerge.eval.comparison import ComparisonReport, write_comparison
+from ordermerge.eval.comparison_table import print_comparison
 from ordermerge.eval.models import model_names
 from ordermerge.eval.scoring import ScoringFailed, score_models
 from ordermerge.eval.table import Row, print_table
@@ -21,6 +25,7 @@ from ordermerge.plan import check_experiment, evaluation_settings, model_paths, 
 from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
+from ordermerge.roles import model_roles
 from ordermerge.stages import STAGES, Step, unfinished
 from ordermerge.train import check_data, check_orders, check_sft, train_orders
 
@@ -57,9 +62,11 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
         if step.stage == "merge":
             _merge(experiment, run_directory, step)
     rows = _evaluate(experiment, run_directory, steps)
-    report = write_report(experiment, run_directory, path, rows)
-    if rows:
-        print_table(rows)
+    comparison = _compare(experiment, run_directory) if rows else None
+    report = write_report(experiment, run_directory, path, rows, comparison)
+    print_table(rows)
+    if comparison:
+        print_comparison(comparison)
     click.echo(f"report: {report}")
 
 
@@ -128,8 +135,8 @@ def check_file(path: Path) -> str:
 def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], todo: list[Step]) -> None:
     click.echo(f"{experiment.name}: {run_directory}", err=True)
     for stage in STAGES:
-        names = [step.name for step in steps if step.stage == stage]
-        left = [step.name for step in todo if step.stage == stage]
+        names = dict.fromkeys(step.name for step in steps if step.stage == stage)
+        left = dict.fromkeys(step.name for step in todo if step.stage == stage)
         done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
         click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
 
@@ -161,3 +168,13 @@ def _evaluate(experiment: Experiment, run_directory: Path, steps: list[Step]) ->
     except ScoringFailed as error:
         print_table(error.rows)
         raise
+
+
+def _compare(experiment: Experiment, run_directory: Path) -> ComparisonReport | None:
+    out, tasks = run_directory / "eval", evaluation_settings(experiment).tasks
+    (out / COMPARISON_FILE).unlink(missing_ok=True)
+    if not experiment.merges:
+        return None
+    comparison = compare_models(out, model_roles(experiment, run_directory), tasks)
+    write_comparison(comparison, out / COMPARISON_FILE)
+    return comparison

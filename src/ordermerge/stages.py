@@ -71,7 +71,7 @@ def unfinished(steps: Iterable[Step]) -> list[Step]:
             if not step.is_done():
                 todo.append(step)
         except UserError as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise UserError(problems)
     return todo

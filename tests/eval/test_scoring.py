@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.saved import load_results, load_rows
-from ordermerge.eval.scoring import ScoringFailed, check_evaluation, score_models
+from ordermerge.eval.checks import check_evaluation
+from ordermerge.eval.saved import load_rows, load_scores
+from ordermerge.eval.scoring import ScoringFailed, score_models
 from ordermerge.eval.table import Row, markdown_table
 from ordermerge.experiment import EvaluationSection
 
@@ -18,8 +19,7 @@ pytestmark = pytest.mark.integration
 
 
 def samples(out: Path, name: str, task: str) -> list[dict]:
-    marker = json.loads((out / name / "ordermerge.json").read_text())
-    return [json.loads(line) for line in (out / name / marker["samples"][task]).read_text().splitlines()]
+    return [json.loads(line) for line in load_scores(out / name).samples[task].read_text().splitlines()]
 
 
 def row(out: Path, name: str, task: str) -> Row:
@@ -35,7 +35,9 @@ def test_score_models_files_have_the_names_lm_eval_gives(scored, models):
     for name in models:
         names = sorted(re.sub(r"_\d{4}-\d\d-\d\dT.*\.", "_DATE.", path.name) for path in (scored / name).iterdir())
         assert names == [
-            "ordermerge.json",
+            "ordermerge_choice.json",
+            "ordermerge_echo.json",
+            "ordermerge_surprise.json",
             "results_DATE.json",
             "samples_choice_DATE.jsonl",
             "samples_echo_DATE.jsonl",
@@ -76,7 +78,7 @@ def test_load_rows_order_of_models_is_the_callers(scored, models):
 def test_score_models_again_scores_nothing_and_gives_the_same_table(scored, models, settings, capsys):
     before = {path: path.stat().st_mtime_ns for path in scored.rglob("*")}
     rows = score_models(models, settings, scored)
-    assert markdown_table(rows) == markdown_table(load_rows(scored, models))
+    assert markdown_table(rows) == markdown_table(load_rows(scored, models, settings.tasks))
     assert {path: path.stat().st_mtime_ns for path in scored.rglob("*")} == before
     assert capsys.readouterr().err == (
         "[1/3] base: already scored\n[2/3] sub0: already scored\n[3/3] sub1: already scored\n"
@@ -104,13 +106,57 @@ def test_score_models_batch_size_and_device_are_no_inputs(scored, models, settin
     score_models(models, change(settings, batch_size="1", device=None), scored)
 
 
+def test_score_models_added_task_is_scored_alone_and_a_removed_one_is_not_shown(tmp_path, models, settings, capsys):
+    one, out = {"base": models["base"]}, tmp_path / "out"
+    score_models(one, change(settings, tasks=["choice"]), out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    capsys.readouterr()
+    rows = score_models({**one, "sub0": models["sub0"]}, change(settings, tasks=["echo", "choice"]), out)
+    assert [(row.model, row.task) for row in rows] == [
+        *[("base", "echo"), ("base", "choice")],
+        *[("sub0", "echo"), ("sub0", "choice")],
+    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"[1/2] base: scoring {models['base']} on echo"
+    assert said[2] == f"[2/2] sub0: scoring {models['sub0']}"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list((out / "base").glob("samples_choice_*"))) == 1
+    rows = score_models(one, change(settings, tasks=["echo"]), out)
+    assert [row.task for row in rows] == ["echo"]
+
+
+def test_score_models_tasks_are_loaded_once_for_all_models(tmp_path, models, settings, monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    loaded = []
+    original = TaskManager._load_spec
+    monkeypatch.setattr(TaskManager, "_load_spec", lambda self, spec: loaded.append(spec) or original(self, spec))
+    score_models(models, settings, tmp_path)
+    assert loaded == settings.tasks
+    for name in models:  # a task that has scored another model before gives the same samples
+        for task in settings.tasks:
+            alone = tmp_path / "alone" / name / task
+            score_models({name: models[name]}, change(settings, tasks=[task]), alone)
+            values = [{key: s[key] for key in ("doc_id", "resps", *s["metrics"])} for s in samples(alone, name, task)]
+            together = samples(tmp_path, name, task)
+            assert values == [{key: s[key] for key in ("doc_id", "resps", *s["metrics"])} for s in together]
+
+
+def test_score_models_interrupted_after_scoring_is_scored_again(tmp_path, models, short):
+    one = {"base": models["base"]}
+    score_models(one, short, tmp_path)
+    (tmp_path / "base" / "ordermerge_choice.json").unlink()
+    assert len(score_models(one, short, tmp_path)) == 1
+    assert len(list((tmp_path / "base").glob("results_*"))) == 2
+
+
 def test_score_models_changed_data_is_refused_by_name(tmp_path, models, own_tasks, short):
     settings = change(short, include_path=str(own_tasks))
     one = {"base": models["base"]}
     score_models(one, settings, tmp_path / "out")
     data = own_tasks / "data.jsonl"
     data.write_text(data.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(UserError, match=r"`tasks\.choice\.data\.jsonl` was"):
+    with pytest.raises(UserError, match=r"`files\.choice\.data\.jsonl` was"):
         score_models(one, settings, tmp_path / "out")
 
 
@@ -159,11 +205,11 @@ def test_score_models_task_that_cannot_be_loaded_stops_before_a_model_is(tmp_pat
     assert "scoring" not in capsys.readouterr().err
 
 
-def test_load_results_damaged_file_names_the_folder(tmp_path, scored):
+def test_load_scores_damaged_file_names_the_folder(tmp_path, scored):
     folder = shutil.copytree(scored / "base", tmp_path / "base")
     next(folder.glob("results_*.json")).write_text("{")
     with pytest.raises(UserError, match=rf"{folder}: its scores cannot be read"):
-        load_results(folder)
+        load_scores(folder)
 
 
 def test_check_evaluation_good_settings_have_no_problems(settings, models):

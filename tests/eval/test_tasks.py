@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.tasks import find_tasks, load_problems, local_identity
+from ordermerge.eval.loaded import LoadedTask, distinct_items, load_tasks
+from ordermerge.eval.tasks import find_tasks, local_identity
 from ordermerge.experiment import EvaluationSection
 
 
@@ -15,7 +16,7 @@ def ask(folder: Path, *tasks: str) -> EvaluationSection:
 
 def test_find_tasks_local_tasks_leave_lm_evals_collection_unread(tasks):
     manager, names = find_tasks(ask(tasks, "both", "surprise"))
-    assert names == ["both", "surprise"]
+    assert names == {"both": ["both"], "surprise": ["surprise"]}
     assert manager.all_tasks == ["both", "choice", "echo", "surprise"]
 
 
@@ -37,28 +38,56 @@ def test_find_tasks_unknown_names_nearest_place_and_unreadable_files(own_tasks):
 
 def test_find_tasks_glob_and_own_collection(tasks):
     _, names = find_tasks(ask(tasks, "e[c]ho", "arc_ea?y", "echo"))
-    assert names == ["echo", "arc_easy"]
+    assert names == {"e[c]ho": ["echo"], "arc_ea?y": ["arc_easy"], "echo": ["echo"]}
 
 
-def test_load_problems_unsafe_code_needs_consent(own_tasks):
+def load(settings: EvaluationSection, **options: bool) -> dict[str, LoadedTask]:
+    manager, names = find_tasks(settings)
+    return load_tasks(manager, names, **{"unsafe_code": False, **options})
+
+
+def test_load_tasks_groups_hold_their_tasks(tasks):
+    loaded = load(ask(tasks, "both", "surprise"))
+    assert {name: (list(task.items), task.names) for name, task in loaded.items()} == {
+        "both": (["both"], ["echo", "choice", "both"]),
+        "surprise": (["surprise"], ["surprise"]),
+    }
+
+
+def test_load_tasks_unsafe_code_needs_consent(own_tasks):
     path = own_tasks / "choice.yaml"
     path.write_text(path.read_text() + "unsafe_code: true\n")
-    manager, names = find_tasks(ask(own_tasks, "choice", "echo"))
-    assert load_problems(manager, names, unsafe_code=True) == []
-    (problem,) = load_problems(manager, names, unsafe_code=False)
-    assert problem.startswith("task choice runs code that the model wrote; consent with `confirm_run_unsafe_code`")
+    settings = ask(own_tasks, "choice", "echo")
+    assert list(load(settings, unsafe_code=True)) == ["choice", "echo"]
+    with pytest.raises(UserError, match=r"^task choice runs code that the model wrote; consent with `confirm_run_uns"):
+        load(settings)
+
+
+def test_load_tasks_same_task_under_two_names_is_one_and_in_two_groups_is_refused(tasks):
+    assert len(distinct_items(load(ask(tasks, "echo", "e[c]ho")).values())) == 1
+    with pytest.raises(UserError, match=r"Duplicate task 'echo': found in both 'both' and 'echo'; ask for one of the"):
+        load(ask(tasks, "both", "echo"))
 
 
 def test_local_identity_follows_configuration_code_and_data(own_tasks):
-    before = local_identity(ask(own_tasks, "both"))
+    before = local_identity(ask(own_tasks, "both"))["both"]
     assert sorted(before) == ["both", "choice", "echo"]
     (own_tasks / "utils.py").write_text("x = 1\n")
     path = own_tasks / "echo.yaml"
     path.write_text(path.read_text().replace("max_gen_toks: 3", "max_gen_toks: 4"))
-    after = local_identity(ask(own_tasks, "both"))
+    after = local_identity(ask(own_tasks, "both"))["both"]
     assert after["echo"]["configuration"] != before["echo"]["configuration"]
     assert after["choice"]["configuration"] == before["choice"]["configuration"]
     assert set(after["choice"]) - set(before["choice"]) == {"utils.py"}
+
+
+def test_local_identity_of_each_task_asked_for_and_of_patterns(tasks):
+    found = local_identity(ask(tasks, "choice", "[es]*", "arc_easy"))
+    assert {name: list(local) for name, local in found.items()} == {
+        "choice": ["choice"],
+        "[es]*": ["echo", "surprise"],
+        "arc_easy": [],
+    }
 
 
 def test_import_of_the_package_is_cheap():

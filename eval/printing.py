@@ -1,0 +1,57 @@
+"""Tables in a terminal or a pipe, with nothing cut."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def print_columns(
+    header: Sequence[str], lines: Sequence[Sequence[str]], notes: Iterable[str] = (), file: IO[str] | None = None
+) -> None:
+    """Print a table; columns that a terminal has no room for go into further tables with the same first column.
+
+    Args:
+        header: The columns' titles.
+        lines: The cells.
+        notes: Lines to print beneath.
+        file: Where to print; standard output if not given.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file or sys.stdout, highlight=False)
+
+    def fits(columns: Sequence[int], titles: Sequence[str]) -> bool:
+        table = _rich_table(columns, titles, lines)
+        # rich takes a pipe to be 80 columns wide
+        width = console.measure(table, options=console.options.update(width=10_000)).maximum
+        return not console.is_terminal or width <= console.width
+
+    titles, tables = list(header), [list(range(len(header)))]
+    if not fits(tables[0], titles):
+        titles, tables = [title.replace(" ", "\n") for title in header], [[0]]
+        for column in range(1, len(header)):
+            if len(tables[-1]) > 1 and not fits([*tables[-1], column], titles):
+                tables.append([0])
+            tables[-1].append(column)
+    for columns in tables:
+        width = None if console.is_terminal else 10_000
+        console.print(_rich_table(columns, titles, lines), width=width)
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def _rich_table(columns: Sequence[int], titles: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(Text(titles[column]), overflow="fold", justify="right" if column else "left")
+    for line in lines:
+        table.add_row(*(Text(line[column]) for column in columns))
+    return table
