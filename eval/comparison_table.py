@@ -106,7 +106,7 @@ def _cells(one: Comparison) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return digits(value) if value < 0 else f"+{digits(value)}"
+    return f"+{digits(value)}" if value > 0 else digits(value)
 
 
 def _p(value: float) -> str:

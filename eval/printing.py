@@ -7,6 +7,8 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+UNLIMITED = 10_000
+
 
 def print_columns(
     header: Sequence[str], lines: Sequence[Sequence[str]], notes: Iterable[str] = (), file: IO[str] | None = None
@@ -23,12 +25,12 @@ def print_columns(
     from rich.text import Text
 
     console = Console(file=file or sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = UNLIMITED  # rich takes a pipe to be 80 columns wide
 
     def fits(columns: Sequence[int], titles: Sequence[str]) -> bool:
         table = _rich_table(columns, titles, lines)
-        # rich takes a pipe to be 80 columns wide
-        width = console.measure(table, options=console.options.update(width=10_000)).maximum
-        return not console.is_terminal or width <= console.width
+        return console.measure(table, options=console.options.update(width=UNLIMITED)).maximum <= console.width
 
     titles, tables = list(header), [list(range(len(header)))]
     if not fits(tables[0], titles):
@@ -38,8 +40,7 @@ def print_columns(
                 tables.append([0])
             tables[-1].append(column)
     for columns in tables:
-        width = None if console.is_terminal else 10_000
-        console.print(_rich_table(columns, titles, lines), width=width)
+        console.print(_rich_table(columns, titles, lines))
     for note in notes:
         console.print(Text(note), soft_wrap=True)
 

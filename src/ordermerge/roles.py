@@ -23,7 +23,8 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     """
     single = [f"order_{k}" for k in range(experiment.orders.count)]
     folders = [run_directory / "orders" / str(k) for k in range(experiment.orders.count)]
-    losses = {name: loss for name, folder in zip(single, folders, strict=True) if (loss := _last_loss(folder))}
+    last = {name: _last_loss(folder) for name, folder in zip(single, folders, strict=True)}
+    losses = {name: loss for name, loss in last.items() if loss is not None}
     averages = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
     return Roles(
         single=single,

@@ -80,6 +80,26 @@ def test_print_table_into_a_pipe_cuts_nothing():
     assert "\x1b" not in text
 
 
+def test_print_table_in_a_narrow_terminal_moves_whole_columns_into_further_tables(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    rows = [
+        Row(model, f"worded_arithmetic_{i}", "exact_match", "strict-match", 0.5, 0.1, True, 10)
+        for model in ("base", "parameter_selection_resample")
+        for i in range(3)
+    ]
+    file = io.StringIO()
+    print_table(rows, file)
+    lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
+    assert [line for line in lines if line.startswith("parameter")] == [
+        "parameter_selection_resample 0.500 ± 0.100 0.500 ± 0.100",
+        "parameter_selection_resample 0.500 ± 0.100",
+    ]
+    assert "worded_arithmetic_2" in lines
+    assert max(map(len, file.getvalue().splitlines())) <= 80
+
+
 def test_print_table_takes_brackets_as_text():
     file = io.StringIO()
     print_table([Row("[red]m[/red]", "t", "acc", "none", 0.5, None, None, 1)], file)
