@@ -179,5 +179,41 @@ def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | N
         click.echo(f"wrote {out}")
 
 
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--model", "models", multiple=True, help="Only this model (base, order_0, a merge's name); repeatable.")
+@click.option("--device", help='Such as "cuda:0" or "cpu"; the accelerator if there is one, if not given.')
+@click.option(
+    "--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, help="Most tokens in a batch."
+)
+@_user_errors
+def losses(run_directory: Path, models: tuple[str, ...], device: str | None, batch_tokens: int) -> None:
+    """Take each sample's loss under each model of a RUN directory.
+
+    Run it again to go on after an interruption: models whose losses are there are skipped.
+    """
+    from ordermerge.losses import take_losses
+
+    for file in take_losses(run_directory, only=models, device=device, batch_tokens=batch_tokens):
+        click.echo(file)
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--bins", type=click.IntRange(min=2), default=10, show_default=True, help="How many bins the curves have."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of permutations and bootstrap.")
+@_user_errors
+def imbalance(run_directory: Path, bins: int, seed: int) -> None:
+    """Say whether the position of a sample in the training order shows in its loss, from what `losses` found.
+
+    Figures, their data and all numbers go to RUN/imbalance.
+    """
+    from ordermerge.imbalance import analyse
+
+    click.echo(f"numbers: {analyse(run_directory, bins=bins, seed=seed)}", err=True)
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,6 +16,7 @@ from ordermerge.files import read_yaml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+MADE_WITH = "made_with"  # in a run directory's resolved experiment: the original file, versions, commit
 
 
 class _Section(BaseModel):
@@ -164,7 +165,7 @@ def load_experiment(path: Path) -> Experiment:
     """Read and check an experiment file.
 
     Args:
-        path: The YAML file.
+        path: The YAML file; or the resolved one of a run directory, whose relative paths start where the original's do.
 
     Returns:
         The experiment, with defaults filled in.
@@ -173,8 +174,10 @@ def load_experiment(path: Path) -> Experiment:
         UserError: With every problem found: unreadable file, unknown keys, missing or wrong values.
     """
     content = read_yaml(path)
+    made_with = content.pop(MADE_WITH, None)
+    original = made_with.get("file") if isinstance(made_with, dict) else None
     try:
-        return Experiment.model_validate({**content, "directory": path.resolve().parent})
+        return Experiment.model_validate({**content, "directory": Path(original or path.resolve()).parent})
     except ValidationError as error:
         raise UserError([_sentence(detail) for detail in error.errors()], where=path) from None
 

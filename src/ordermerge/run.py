@@ -16,7 +16,7 @@ from ordermerge.eval.comparison_table import print_comparison
 from ordermerge.eval.models import model_names
 from ordermerge.eval.scoring import ScoringFailed, score_models
 from ordermerge.eval.table import Row, print_table
-from ordermerge.experiment import Experiment, evaluation_section, load_experiment
+from ordermerge.experiment import MADE_WITH, Experiment, evaluation_section, load_experiment
 from ordermerge.files import read_yaml, write_text
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merge_methods.contents import recipe_warnings
@@ -144,7 +144,7 @@ def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], 
 def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> None:
     resolved = experiment.model_dump(mode="json", exclude_none=True)
     noted = {"file": str(path.resolve()), **record(path.resolve().parent)}
-    text = yaml.safe_dump({**resolved, "made_with": noted}, sort_keys=False)
+    text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
     write_text(run_directory / "experiment.yml", text)
 
 
