@@ -26,7 +26,7 @@ def rows() -> tuple[list[list[int]], list[list[int]]]:
     input_ids = [torch.randint(3, 40, (length,), generator=draw).tolist() for length in lengths]
     labels = [[-100] * (len(row) // 2) + row[len(row) // 2 :] for row in input_ids]
     labels[1] = list(input_ids[1])
-    labels[2] = [-100 if 4 < i < 8 else label for i, label in enumerate(labels[2])]
+    labels[2] = [label if i in (2, 3, 9) else -100 for i, label in enumerate(input_ids[2])]
     labels[4] = [*[-100] * 4, input_ids[4][4]]
     labels[7] = [input_ids[7][0], *[-100] * 8]
     labels[8] = [-100] * 9
