@@ -12,6 +12,7 @@ from ordermerge.eval.position_curves import Curve
 
 _SIZE = (5.2, 6.2)
 _GREY = "#999999"
+_BEFORE_MERGES = 2  # the anchor and the other orders come first: a merge has one colour in all figures
 _STYLES = ("-", "--", ":", "-.")
 _COLUMNS = ("panel", "series", "position", "value", "low", "high")
 
@@ -58,10 +59,7 @@ def anchor_figure(stem: Path, epoch: str, losses: Mapping[str, Curve], relative:
         losses: Mean loss of each, by name.
         relative: Log loss less that of the other orders, by name; the other orders are not in it.
     """
-    look = {
-        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": _STYLES[i // len(COLOURS) % len(_STYLES)]}
-        for i, name in enumerate(losses)
-    }
+    look = {name: _look(i) for i, name in enumerate(losses)}
 
     def paint(figure: Figure) -> None:
         above, below = figure.subplots(2, sharex=True)
@@ -84,31 +82,36 @@ def anchor_figure(stem: Path, epoch: str, losses: Mapping[str, Curve], relative:
     return save_figure(stem, size, paint, _COLUMNS, _rows({"loss": losses, "difference of loss, %": changes}))
 
 
-def steps_figure(stem: Path, steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> list[Path]:
+def steps_figure(stem: Path, losses: Mapping[int, Mapping[str, float]]) -> list[Path]:
     """Draw figure 4: mean validation loss along the training steps.
 
     Args:
         stem: Where to write, without a suffix.
-        steps: The steps of which there are checkpoints.
-        losses: For each model, the loss after each of the steps; sub-models are named "order_K".
+        losses: For each step, the loss of each model then; sub-models are named "order_K", all others are merges.
     """
-    singles = [name for name in losses if name.startswith("order_")]
-    merges = [name for name in losses if name not in singles]
+    names = list(dict.fromkeys(name for values in losses.values() for name in values))
+    singles = [name for name in names if name.startswith("order_")]
+    merges = [name for name in names if name not in singles]
+    series = {name: [values[name] for values in losses.values()] for name in names}
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for i, name in enumerate(singles):
-            label = f"order_0 to order_{len(singles) - 1}" if i == 0 else None
-            axes.plot(steps, losses[name], color=_GREY, linewidth=0.8, marker=".", label=label)
+            label = f"{singles[0]} to {singles[-1]}" if i == 0 else None
+            axes.plot(list(losses), series[name], color=_GREY, linewidth=0.8, marker=".", label=label)
         for i, name in enumerate(merges):
-            style = _STYLES[i // len(COLOURS) % len(_STYLES)]
-            axes.plot(steps, losses[name], color=COLOURS[i % len(COLOURS)], linestyle=style, marker=".", label=name)
+            axes.plot(list(losses), series[name], marker=".", label=name, **_look(i + _BEFORE_MERGES))
         axes.set(xlabel="training step", ylabel="validation loss (nats per token)")
         figure.legend(loc="outside lower center", ncols=2)
 
-    rows = [(name, step, loss) for name, values in losses.items() for step, loss in zip(steps, values, strict=True)]
+    rows = [(name, step, values[name]) for name in names for step, values in losses.items()]
     size = (_SIZE[0], 3.6 + 0.25 * (len(merges) + 2) // 2)
     return save_figure(stem, size, paint, ("model", "step", "loss"), rows)
+
+
+def _look(number: int) -> dict[str, str]:
+    """Return colour and line style of a series; with the colours used up, the style changes."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": _STYLES[number // len(COLOURS) % len(_STYLES)]}
 
 
 def _line(axes: Axes, curve: Curve, colour: str, *, label: str | None = None, linestyle: str = "-") -> None:

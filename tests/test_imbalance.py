@@ -16,10 +16,11 @@ import yaml
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from ordermerge import losses as losses_module
+from ordermerge import measure as measure_module
 from ordermerge.cli import main
 from ordermerge.eval.imbalance import contrast, log_loss
 from ordermerge.experiment import load_experiment
+from ordermerge.losses import load_splits
 from ordermerge.train.base import load_tokenizer
 from ordermerge.train.data import load_samples
 from ordermerge.train.settings import make_config
@@ -165,7 +166,7 @@ def test_each_figure_has_its_data_beside_it_and_is_the_same_again(run: Path) -> 
 def test_losses_go_on_where_they_were_killed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {model: table(run, model) for model in MODELS}
     shutil.rmtree(run / "imbalance")
-    take, calls = losses_module.sample_losses, []
+    take, calls = measure_module.sample_losses, []
 
     def dies(*args: Any, **named: Any) -> torch.Tensor:
         calls.append(1)
@@ -173,11 +174,11 @@ def test_losses_go_on_where_they_were_killed(run: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
         return take(*args, **named)
 
-    monkeypatch.setattr(losses_module, "sample_losses", dies)
+    monkeypatch.setattr(measure_module, "sample_losses", dies)
     assert call("losses", run).exit_code != 0
     assert [path.name for path in (run / "imbalance" / "losses").iterdir()] == ["base.parquet"]
     before = times(run)
-    monkeypatch.setattr(losses_module, "sample_losses", take)
+    monkeypatch.setattr(measure_module, "sample_losses", take)
     again = call("losses", run)
     assert again.exit_code == 0, again.output
     assert "base: its losses are there, kept" in again.stderr
@@ -285,3 +286,60 @@ def test_an_adapter_is_read_with_its_base_model(run: Path) -> None:
     model.merge_and_unload().save_pretrained(folder)
     assert call("losses", run, "--model", "order_0").exit_code == 0
     assert adapted == pytest.approx(table(run, "order_0")["loss"], abs=1e-4)
+
+
+def with_checkpoints(run: Path, *steps: int, orders: int = 3) -> None:
+    """Put the base model, moved a little towards the sub-model, where training keeps its checkpoints."""
+    base = load_file(Path(load_experiment(run / "experiment.yml").model_path()) / "model.safetensors")
+    for order in range(orders):
+        folder = run / "orders" / str(order)
+        trained = load_file(folder / "model.safetensors")
+        for step in steps:
+            out = folder / "checkpoints" / f"step-{step}"
+            out.mkdir(parents=True)
+            for path in folder.glob("*.json"):
+                shutil.copy(path, out)
+            tensors = {name: torch.lerp(base[name], value, step / 10) for name, value in trained.items()}
+            save_file(tensors, out / "model.safetensors", {"format": "pt"})
+
+
+def test_losses_along_the_steps(run: Path) -> None:
+    with_checkpoints(run, 2, 5)
+    with_checkpoints(run, 7, orders=2)  # not of all orders: left out
+    done = call("losses", run, "--steps")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split() == [f"{run}/imbalance/steps/{step}.json" for step in (2, 5, 10)]
+    assert not list(run.glob(".step-*"))
+    files = {step: run / "imbalance" / "steps" / f"{step}.json" for step in (2, 5, 10)}
+    found = {step: json.loads(file.read_text())["losses"] for step, file in files.items()}
+    assert all(list(losses) == MODELS[1:] for losses in found.values())
+    validation = table(run, "order_1")["split"].index("validation")
+    for model in MODELS[1:]:  # the last step is the run's own models; selection draws the same again
+        assert found[10][model] == pytest.approx(np.mean(table(run, model)["loss"][validation:]))
+    # linear merges of points on lines: the average after step 5 is half-way between the base and the run's average
+    experiment, half = (
+        load_experiment(run / "experiment.yml"),
+        shutil.copytree(run / "merges" / "average", run / "half"),
+    )
+    base = load_file(Path(experiment.model_path()) / "model.safetensors")
+    middle = {n: torch.lerp(base[n], v, 0.5) for n, v in load_file(half / "model.safetensors").items()}
+    save_file(middle, half / "model.safetensors", {"format": "pt"})
+    machine, splits = measure_module.Machine(), load_splits(run, experiment)[1:]
+    (losses,), _ = measure_module.measure(experiment, "half", str(half), splits, machine)
+    assert found[5]["average"] == pytest.approx(float(losses.mean()), abs=1e-5)
+
+    (run / "imbalance" / "steps" / "5.json").write_text("{")
+    again = call("losses", run, "--steps")
+    assert again.stderr.count("kept") == 2
+    assert json.loads((run / "imbalance" / "steps" / "5.json").read_text())["losses"] == found[5]
+    assert call("imbalance", run).exit_code == 0
+    with open(run / "imbalance" / "figure_4.csv") as file:
+        rows = {(row["model"], int(row["step"])): float(row["loss"]) for row in csv.DictReader(file)}
+    assert rows == {(model, step): loss for step, losses in found.items() for model, loss in losses.items()}
+
+
+def test_steps_need_checkpoints_and_validation_data(run: Path) -> None:
+    none = call("losses", run, "--steps")
+    assert none.exit_code == 1
+    assert "there is no step that all orders have a checkpoint of (orders/K/checkpoints/step-N)" in none.output
+    assert call("losses", run, "--steps", "--model", "base").exit_code == 2

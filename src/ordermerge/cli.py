@@ -186,15 +186,22 @@ def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | N
 @click.option(
     "--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, help="Most tokens in a batch."
 )
+@click.option("--steps", is_flag=True, help="Validation losses along the training instead, from its step checkpoints.")
 @_user_errors
-def losses(run_directory: Path, models: tuple[str, ...], device: str | None, batch_tokens: int) -> None:
+def losses(run_directory: Path, models: tuple[str, ...], device: str | None, batch_tokens: int, steps: bool) -> None:
     """Take each sample's loss under each model of a RUN directory.
 
     Run it again to go on after an interruption: models whose losses are there are skipped.
     """
     from ordermerge.losses import take_losses
+    from ordermerge.measure import Machine
+    from ordermerge.steps import take_step_losses
 
-    for file in take_losses(run_directory, only=models, device=device, batch_tokens=batch_tokens):
+    if steps and models:
+        raise click.UsageError("--steps measures all models of the run; leave out --model")
+    machine = Machine(device, batch_tokens)
+    files = take_step_losses(run_directory, machine) if steps else take_losses(run_directory, machine, only=models)
+    for file in files:
         click.echo(file)
 
 

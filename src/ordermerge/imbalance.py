@@ -7,12 +7,13 @@ from typing import Any
 import click
 import numpy as np
 
-from ordermerge.eval.imbalance_figures import anchor_figure, position_figure
+from ordermerge.eval.imbalance_figures import anchor_figure, position_figure, steps_figure
 from ordermerge.eval.imbalance_results import EpochResult, analyse_epoch, in_words
 from ordermerge.files import write_json
 from ordermerge.loss_table import LossTable, read_table
 from ordermerge.positions import open_run
 from ordermerge.provenance import record
+from ordermerge.steps import read_steps
 
 BINS = 10
 
@@ -40,6 +41,9 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
         position_figure(out / f"figure_1_{epoch}", epoch, result.orders, result.pooled, result.contrast)
         anchor_figure(out / f"figure_3_{epoch}", epoch, result.anchored, result.relative)
         results.append(result)
+    steps = read_steps(run)
+    if steps:
+        steps_figure(out / "figure_4", steps)
     words = _words(table, results)
     numbers = {
         "orders": table.orders,
@@ -51,6 +55,7 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
         "seed": seed,
         "mean_losses": table.means,
         "epochs": {result.epoch: _plain(asdict(result)) for result in results},
+        "validation_losses_by_step": steps,
         "in_words": words,
         **record(experiment.directory),
     }

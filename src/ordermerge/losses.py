@@ -3,8 +3,7 @@
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,20 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from ordermerge.errors import UserError
-from ordermerge.eval.harness import free_memory
-from ordermerge.eval.losses import BATCH_TOKENS, count_learnt, sample_losses
+from ordermerge.eval.losses import count_learnt
 from ordermerge.eval.models import identity, local_folder, model_problem
 from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint, fingerprint_file, write_bytes
+from ordermerge.measure import Machine, Split, measure, splits_of
 from ordermerge.merging import MARKER as MERGE_MARKER
 from ordermerge.plan import BASE, model_paths
 from ordermerge.positions import OrderPositions, open_run, read_positions
 from ordermerge.provenance import record
-from ordermerge.train.quiet import is_interactive, quiet
 from ordermerge.train.tokens import Tokenised, tokenise
 
 NOTE = b"ordermerge"  # the key of the parquet file's metadata that says how it was made
-
-
-@dataclass(frozen=True)
-class Split:
-    """A part of the data, tokenised.
-
-    Attributes:
-        name: "train" or "validation".
-        sample_ids: The row of each sample in the data as loaded.
-        input_ids: Its tokens.
-        labels: Its labels, -100 where there is nothing to learn.
-    """
-
-    name: str
-    sample_ids: list[int]
-    input_ids: list[list[int]]
-    labels: list[list[int]]
 
 
 def losses_file(run: Path, model: str) -> Path:
@@ -68,16 +47,13 @@ def model_marker(path: str) -> str | None:
     return next((fingerprint_file(marker) for marker in markers if marker.is_file()), None)
 
 
-def take_losses(
-    run: Path, *, only: Sequence[str] = (), device: str | None = None, batch_tokens: int = BATCH_TOKENS
-) -> list[Path]:
+def take_losses(run: Path, machine: Machine, *, only: Sequence[str] = ()) -> list[Path]:
     """Compute the losses of a run's models on its training and validation samples; what is done is not done twice.
 
     Args:
         run: The run directory.
+        machine: Where and how.
         only: Names of the models wanted; all that are there, if none is given.
-        device: Where to compute; the accelerator, or the CPU where there is none, if not given.
-        batch_tokens: Most tokens in a batch.
 
     Returns:
         The files, one a model.
@@ -88,11 +64,8 @@ def take_losses(
     """
     experiment = open_run(run)
     models = _present(model_paths(experiment, run.resolve()), only)
-    tokenised = tokenise(experiment)
-    orders, _ = read_positions(run, experiment.orders.count)
-    _require_same_data(tokenised, orders)
-    splits = list(_splits(tokenised))
-    data = fingerprint([[split.name, split.sample_ids, split.input_ids, split.labels] for split in splits])
+    splits = load_splits(run, experiment)
+    data = data_fingerprint(splits)
     for name, path in models.items():
         dtype = experiment.model.dtype if name == BASE else "auto"
         inputs = {"model": identity(path), "marker": model_marker(path), "dtype": dtype, "data": data}
@@ -100,10 +73,34 @@ def take_losses(
             inputs["revision"] = experiment.model.revision
         if _made_from(losses_file(run, name)) == fingerprint(inputs):
             _say(f"{name}: its losses are there, kept")
-            continue
-        with quiet():
-            _take(experiment, run, name, path, splits, inputs, device, batch_tokens)
+        else:
+            _take(experiment, run, name, path, splits, machine, inputs)
     return [losses_file(run, name) for name in models]
+
+
+def load_splits(run: Path, experiment: Experiment) -> list[Split]:
+    """Return a run's data as it was trained on.
+
+    Args:
+        run: The run directory.
+        experiment: Its experiment.
+
+    Raises:
+        UserError: If the data cannot be loaded, or is not what the run's orders were trained on.
+    """
+    tokenised = tokenise(experiment)
+    orders, _ = read_positions(run, experiment.orders.count)
+    _require_same_data(tokenised, orders)
+    return splits_of(tokenised)
+
+
+def data_fingerprint(splits: Sequence[Split]) -> str:
+    """Return one fingerprint of all tokens and labels.
+
+    Args:
+        splits: The data.
+    """
+    return fingerprint([[split.name, split.sample_ids, split.input_ids, split.labels] for split in splits])
 
 
 def _present(models: dict[str, str], only: Sequence[str]) -> dict[str, str]:
@@ -136,12 +133,6 @@ def _require_same_data(tokenised: Tokenised, orders: dict[int, OrderPositions]) 
             )
 
 
-def _splits(tokenised: Tokenised) -> Iterator[Split]:
-    for name, data in (("train", tokenised.train), ("validation", tokenised.validation)):
-        if data is not None:
-            yield Split(name, *(data[column][:] for column in ("sample_id", "input_ids", "labels")))
-
-
 def _made_from(file: Path) -> str | None:
     """Return the fingerprint of what a file of losses was made from, None where there is none to be read."""
     try:
@@ -155,69 +146,28 @@ def _take(
     run: Path,
     name: str,
     path: str,
-    splits: list[Split],
+    splits: Sequence[Split],
+    machine: Machine,
     inputs: dict[str, Any],
-    device: str | None,
-    batch_tokens: int,
 ) -> None:
     """Compute and write the losses of one model."""
     started = time.perf_counter()
-    columns: dict[str, list[Any]] = {"sample_id": [], "split": [], "tokens": [], "loss": []}
-    model = _load(experiment, path, inputs["dtype"], device)
-    said = []
-    with tqdm(total=sum(len(split.labels) for split in splits), desc=name, disable=not is_interactive()) as bar:
-        for split in splits:
-            try:
-                losses = sample_losses(
-                    model, split.input_ids, split.labels, batch_tokens=batch_tokens, progress=bar.update
-                )
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"{name}: the memory of {model.device} is too small for batches of {batch_tokens} tokens; "
-                    "use a smaller `--batch-tokens`"
-                ) from error
-            columns["sample_id"] += split.sample_ids
-            columns["split"] += [split.name] * len(losses)
-            columns["tokens"] += count_learnt(split.labels).tolist()
-            columns["loss"] += losses.tolist()
-            said.append(f"{split.name} {losses.nanmean():.4f} ({len(losses):,} samples)")
-    place = str(model.device)
-    del model
-    free_memory()
-    note = {"fingerprint": fingerprint(inputs), "inputs": inputs, "device": place}
-    note |= {
-        "batch_tokens": batch_tokens,
-        "seconds": round(time.perf_counter() - started, 3),
-        **record(experiment.directory),
+    losses, device = measure(experiment, name, path, splits, machine, dtype=inputs["dtype"])
+    columns = {
+        "sample_id": [i for split in splits for i in split.sample_ids],
+        "split": [split.name for split in splits for _ in split.sample_ids],
+        "tokens": [count for split in splits for count in count_learnt(split.labels).tolist()],
+        "loss": torch.cat(losses).tolist(),
     }
+    seconds = round(time.perf_counter() - started, 3)
+    note = {"fingerprint": fingerprint(inputs), "inputs": inputs, "device": device, "seconds": seconds}
+    note |= {"batch_tokens": machine.batch_tokens, **record(experiment.directory)}
     table = pa.table({**columns, "model": [name] * len(columns["loss"])})
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({NOTE: json.dumps(note)}), buffer)
     write_bytes(losses_file(run, name), buffer.getvalue())
-    _say(f"{name}: mean loss {', '.join(said)}, in {note['seconds']:.1f} s")
-
-
-def _load(experiment: Experiment, path: str, dtype: str, device: str | None) -> Any:
-    """Load a model, or an adapter with its base model, for inference."""
-    kind: Any = AutoModelForCausalLM
-    if (Path(path) / "adapter_config.json").is_file():
-        try:
-            from peft import AutoPeftModelForCausalLM as kind
-        except ImportError:
-            raise UserError(
-                f"{path} holds a LoRA adapter, which needs peft; install it with `pip install peft`"
-            ) from None
-    options: dict[str, Any] = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
-    if path == experiment.model_path():
-        options["revision"] = experiment.model.revision
-    try:
-        model = kind.from_pretrained(path, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
-    try:
-        return model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
-    except (RuntimeError, AssertionError) as error:  # torch has several words for a device that is not there
-        raise UserError(f"--device {device}: cannot be used: {' '.join(str(error).split())[:200]}") from error
+    means = ", ".join(f"{split.name} {loss.nanmean():.4f}" for split, loss in zip(splits, losses, strict=True))
+    _say(f"{name}: mean loss {means}, in {seconds:.1f} s")
 
 
 def _say(line: str) -> None:
