@@ -134,7 +134,7 @@ def _select(
 def _blend(
     below: torch.Tensor, lanes: torch.Tensor, chosen: torch.Tensor, out: torch.Tensor, space: _Workspace
 ) -> torch.Tensor:
-    """Write `lanes` where `chosen` is 1, `below` where it is 0: below + (lanes - below) * chosen, exact modulo 2^bits."""
+    """Write `lanes` where `chosen` is 1 and `below` where it is 0: below + (lanes - below) * chosen modulo 2^bits."""
     difference = torch.sub(lanes, below, out=space.get("difference", out.numel()))
     return torch.addcmul(below, difference, chosen, out=out)
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from huggingface_hub import ModelCard
 
 from ordermerge.cli import main
+from ordermerge.eval.saved import load_rows
 
 pytestmark = pytest.mark.integration
 
@@ -81,6 +83,16 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
         assert f"| {name} |" in report
         assert name in first.output
     assert "50 samples" in report
+    page = (directory / "report.html").read_text()
+    assert page.count("<figure") == page.count("<svg") == report.count("![") == 1  # too few steps for a learning curve
+    assert "http" not in "".join(line for line in page.splitlines() if "src=" in line or "<link" in line)
+    card = ModelCard.load(directory / "merges" / "resampled" / "README.md")
+    scores = {row.model: row for row in load_rows(directory / "eval")}
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.metric_type) == (scores["resampled"].value, "exact_match")
+    assert (result.dataset_type, result.dataset_split, result.metric_args["documents"]) == ("sums", "test", 25)
+    assert card.data.model_name == "resampled"
+    assert card.text.count("### Results") == card.text.count("### Draw") == 1
     assert yaml.safe_load((directory / "experiment.yml").read_text())["made_with"]["versions"]["mergekit"]
     recipes = {name: (directory / "recipes" / f"{name}.yml").read_text() for name in ("average", "resampled", "dare")}
     assert recipes["dare"].startswith(
@@ -95,7 +107,15 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     again = run(experiment)
     assert again.exit_code == 0, again.output
     assert times(directory) == before
-    assert (directory / "report.md").read_text().split("## Reproduce")[0] == report.split("## Reproduce")[0]
+    assert (directory / "report.md").read_text() == report
+    assert ModelCard.load(directory / "merges" / "resampled" / "README.md").content == card.content
+    (directory / "report.html").unlink()
+    assert CliRunner().invoke(main, ["report", str(directory)]).exit_code == 0
+    assert (directory / "report.html").read_text() == page
+    written = CliRunner().invoke(main, ["card", str(directory)])
+    assert written.output.split() == [
+        f"{directory}/merges/{name}/README.md" for name in ("average", "resampled", "dare")
+    ]
 
     # what is missing, and only that, is done
     (directory / "merges" / "average" / "ordermerge.json").unlink()

@@ -10,6 +10,8 @@ from mergekit.merge_methods import registered_methods
 
 from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
 
+CARD = "README.md"
+
 
 def complete_card(merged: Path, config: MergeConfiguration) -> None:
     """Add to mergekit's model card how the values were drawn, if one of our methods drew them.
@@ -18,7 +20,7 @@ def complete_card(merged: Path, config: MergeConfiguration) -> None:
         merged: The merged model.
         config: What it was merged by.
     """
-    file = merged / "README.md"
+    file = merged / CARD
     method = next(method for method in registered_methods() if method.spec.name == config.merge_method)
     if method.spec.name not in NAMES or not file.exists():
         return

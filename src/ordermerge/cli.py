@@ -222,5 +222,27 @@ def imbalance(run_directory: Path, bins: int, seed: int) -> None:
     click.echo(f"numbers: {analyse(run_directory, bins=bins, seed=seed)}", err=True)
 
 
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@_user_errors
+def report(run_directory: Path) -> None:
+    """Write report.md and report.html of a RUN directory anew, as after `losses` and `imbalance`."""
+    from ordermerge.report import write_report
+
+    file = write_report(run_directory)
+    click.echo(f"{file}\n{file.with_suffix('.html')}")
+
+
+@main.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@_user_errors
+def card(run_directory: Path) -> None:
+    """Put the scores into the model cards of a RUN directory's merged models, as the hub shows them."""
+    from ordermerge.scored_card import write_cards
+
+    for file in write_cards(run_directory):
+        click.echo(file)
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,6 +26,7 @@ from ordermerge.provenance import record
 from ordermerge.recipes import complete_recipe, random_seed, write_recipe
 from ordermerge.report import write_report
 from ordermerge.roles import model_roles
+from ordermerge.scored_card import write_cards
 from ordermerge.stages import STAGES, Step, unfinished
 from ordermerge.train import check_data, check_orders, check_sft, train_orders
 
@@ -63,7 +64,8 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
             _merge(experiment, run_directory, step)
     rows = _evaluate(experiment, run_directory, steps)
     comparison = _compare(experiment, run_directory) if rows else None
-    report = write_report(experiment, run_directory, path, rows, comparison)
+    write_cards(run_directory)
+    report = write_report(run_directory)
     print_table(rows)
     if comparison:
         print_comparison(comparison)

@@ -1,0 +1,107 @@
+"""The figures of a run's report: what each merge gained, and how the sub-models learned."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ordermerge.eval.comparison import Comparison, ComparisonReport
+from ordermerge.eval.comparison_table import REFERENCES
+from ordermerge.eval.figures import COLOURS, save_figure
+from ordermerge.eval.table import NO_FILTER
+
+_WIDTH = 6.5
+_MARKERS = ("o", "s", "D")
+_EFFECT_COLUMNS = ("task", "metric", "filter", "model", "reference", "difference", "low", "high", "p_value_holm")
+Curve = Sequence[tuple[int, float]]
+
+
+def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
+    """Draw the difference of each merged model to each reference, with its interval.
+
+    Args:
+        report: At least one comparison.
+        stem: Where to write, without a suffix.
+
+    Returns:
+        The files: PNG, SVG and CSV.
+    """
+    panels: dict[tuple[str, str, str], list[Comparison]] = {}
+    for one in report.comparisons:
+        panels.setdefault((one.task, one.metric, one.filter), []).append(one)
+    models = list(dict.fromkeys(one.model for one in report.comparisons))
+
+    def paint(figure: Figure) -> None:
+        for axes, (key, found) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+            _paint_effects(axes, key, found, models)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", title="merged model less")
+
+    height = 0.9 + len(panels) * (0.9 + 0.45 * len(models))
+    rows = [[getattr(one, column) for column in _EFFECT_COLUMNS] for one in report.comparisons]
+    return save_figure(stem, (_WIDTH, height), paint, _EFFECT_COLUMNS, rows)
+
+
+def _paint_effects(axes: Axes, key: tuple[str, str, str], found: list[Comparison], models: list[str]) -> None:
+    references = [name for name in REFERENCES if any(one.reference == name for one in found)]
+    for place, reference in enumerate(references):
+        chosen = [one for one in found if one.reference == reference]
+        offset = 0.22 * (place - (len(references) - 1) / 2)
+        index = list(REFERENCES).index(reference)
+        axes.errorbar(
+            [one.difference for one in chosen],
+            [models.index(one.model) + offset for one in chosen],
+            xerr=[
+                [max(one.difference - one.low, 0) for one in chosen],
+                [max(one.high - one.difference, 0) for one in chosen],
+            ],
+            fmt=_MARKERS[index],
+            markersize=4.5,
+            color=COLOURS[index],
+            capsize=2,
+            label=REFERENCES[reference],
+        )
+    axes.axvline(0, color="#000000", linewidth=0.8)
+    axes.set_yticks(range(len(models)), models)
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    task, metric, filter_name = key
+    direction = {True: " (right: better)", False: " (left: better)", None: ""}[found[0].higher_is_better]
+    axes.set_xlabel(f"difference in {metric}{direction}")
+    axes.set_title(task if filter_name == NO_FILTER else f"{task}, {filter_name}", loc="left")
+
+
+def learning_figure(losses: Mapping[str, Curve], eval_losses: Mapping[str, Curve], stem: Path) -> list[Path]:
+    """Draw the training loss of each sub-model, and its validation loss where there is one.
+
+    Args:
+        losses: By sub-model, pairs of step and training loss (mean over the steps since the pair before).
+        eval_losses: By sub-model, pairs of step and validation loss; may be empty.
+        stem: Where to write, without a suffix.
+
+    Returns:
+        The files: PNG, SVG and CSV.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, (name, curve) in enumerate(losses.items()):
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1, label=name)
+            if eval_losses.get(name):
+                steps, values = zip(*eval_losses[name], strict=True)
+                axes.plot(steps, values, color=colour, marker="o", markersize=4, linestyle="--", linewidth=1)
+        axes.set_xlabel("step" + (" (dashed, dots: validation)" if any(eval_losses.values()) else ""))
+        axes.set_ylabel("loss")
+        axes.set_yscale("log")
+        if len(losses) <= len(COLOURS):
+            axes.legend()
+
+    kinds = {"train": losses, "validation": eval_losses}
+    rows = [
+        (name, kind, step, loss)
+        for kind, curves in kinds.items()
+        for name, curve in curves.items()
+        for step, loss in curve
+    ]
+    return save_figure(stem, (_WIDTH, 3.6), paint, ("model", "data", "step", "loss"), rows)
