@@ -77,18 +77,7 @@ def open_family(base: str, models: Sequence[str], dtype: torch.dtype | None = No
             problems.append(f"model {model}: {error}")
     if problems:
         raise UserError(problems)
-    headers = _tied_once(headers)
-    sides = [*names.values(), base]
-    together = {name: [headers[model].get(name) for model in sides] for model in sides[::-1] for name in headers[model]}
-    left_out: dict[str, list[str]] = {}
-    groups: list[Group] = []
-    for name, found in together.items():
-        stored = [tensor for tensor in found if tensor is not None]
-        if reason := _misfit(found, sides):
-            left_out.setdefault(reason, []).append(name)
-        elif count(stored[0]):
-            compared = dtype or reduce(torch.promote_types, (FLOATS[str(tensor.dtype)] for tensor in stored[:-1]))
-            groups.append(Group(name, stored[0].shape or (), compared, tuple(stored)))
+    groups, left_out = _match(_tied_once(headers), [*names.values(), base], dtype)
     if not groups:
         reasons = "; ".join(f"{_some(tensors)} {reason}" for reason, tensors in list(left_out.items())[:_NAMED])
         raise UserError(
@@ -98,6 +87,23 @@ def open_family(base: str, models: Sequence[str], dtype: torch.dtype | None = No
         )
     warnings = [f"left out: {_some(tensors)} {reason}" for reason, tensors in left_out.items()]
     return Family(base, names, groups, [*warnings, *_dtype_warnings(groups, dtype)])
+
+
+def _match(
+    headers: Mapping[str, Mapping[str, Stored]], sides: Sequence[str], dtype: torch.dtype | None
+) -> tuple[list[Group], dict[str, list[str]]]:
+    """Return the tensors that all models have alike, and the names of the others by what is the matter with them."""
+    together = {name: [headers[model].get(name) for model in sides] for model in sides[::-1] for name in headers[model]}
+    groups: list[Group] = []
+    left_out: dict[str, list[str]] = {}
+    for name, found in together.items():
+        stored = [tensor for tensor in found if tensor is not None]
+        if reason := _misfit(found, sides):
+            left_out.setdefault(reason, []).append(name)
+        elif count(stored[0]):
+            compared = dtype or reduce(torch.promote_types, (FLOATS[str(tensor.dtype)] for tensor in stored[:-1]))
+            groups.append(Group(name, stored[0].shape or (), compared, tuple(stored)))
+    return groups, left_out
 
 
 def _open(model: str) -> dict[str, Stored]:

@@ -17,7 +17,7 @@ from ordermerge.files import write_bytes, write_text
 # Okabe and Ito's colours, which people without full colour vision tell apart; yellow is left out: too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SEQUENTIAL = "cividis"  # ordered by lightness, and made for all kinds of colour vision
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # matplotlib wants each name as a literal type
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
     "font.size": 10,
     "axes.titlesize": 11,

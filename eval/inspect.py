@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from ordermerge.eval.changes import Totals, inspect_family
+from ordermerge.eval.changes import Totals
 from ordermerge.eval.family import Family, open_family
 from ordermerge.eval.inspect_summary import ROUNDS, Summary, by_layer, summarise
 from ordermerge.eval.inspect_words import conclusions
+from ordermerge.eval.stream import inspect_family
 from ordermerge.files import write_json
 from ordermerge.provenance import record
 

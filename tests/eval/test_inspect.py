@@ -16,10 +16,11 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 from safetensors.torch import load_file, save_file
 
 from ordermerge.cli import main
-from ordermerge.eval import changes
-from ordermerge.eval.changes import Totals, inspect_family, measure
+from ordermerge.eval import stream
+from ordermerge.eval.changes import Scratch, Totals, measure
 from ordermerge.eval.family import open_family
 from ordermerge.eval.inspect import inspect_models
+from ordermerge.eval.stream import inspect_family
 
 Family = Callable[..., list[Path]]
 BASE = [[1, 2, 3], [4, 0, -8]]
@@ -137,7 +138,7 @@ def test_law_predicts_what_a_real_merge_leaves_at_the_base(
     assert 0.1 < expected < 0.6
 
 
-@pytest.mark.parametrize("piece_values", [4, 28, 1000, changes.PIECE_VALUES])
+@pytest.mark.parametrize("piece_values", [4, 28, 1000, stream.PIECE_VALUES])
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_pieces_do_not_show(
     piece_values: int, dtype: torch.dtype, make_family: Family, monkeypatch: pytest.MonkeyPatch
@@ -145,11 +146,11 @@ def test_pieces_do_not_show(
     base, *subs = make_family("llama", count=3, dtype=dtype)
     sizes = []
 
-    def watched(rows: torch.Tensor, scratch: changes.Scratch) -> Totals:
+    def watched(rows: torch.Tensor, scratch: Scratch) -> Totals:
         sizes.append(rows.numel())
         return measure(rows, scratch)
 
-    monkeypatch.setattr(changes, "measure", watched)
+    monkeypatch.setattr(stream, "measure", watched)
     family = open_family(str(base), [str(sub) for sub in subs])
     if piece_values < 1000:  # the smallest tensors will do
         family = type(family)(family.base, family.names, [g for g in family.groups if g.values <= 32])
@@ -219,7 +220,7 @@ def test_sharded_and_single_files_say_the_same(parts: int, make_family: Family, 
 
 def test_results_do_not_depend_on_the_number_of_threads(make_family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     base, *subs = map(str, make_family(count=3))
-    monkeypatch.setattr(changes, "PIECE_VALUES", 512)
+    monkeypatch.setattr(stream, "PIECE_VALUES", 512)
     found = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
