@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORED = -100  # the label of a token that is not learnt, as everywhere in transformers
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 _CHUNK_VALUES = 2**25  # float32 logits at a time: 128 MiB
 
 Rows = Sequence[Sequence[int]]

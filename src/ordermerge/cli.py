@@ -184,7 +184,7 @@ def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | N
 @click.option("--model", "models", multiple=True, help="Only this model (base, order_0, a merge's name); repeatable.")
 @click.option("--device", help='Such as "cuda:0" or "cpu"; the accelerator if there is one, if not given.')
 @click.option(
-    "--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, help="Most tokens in a batch."
+    "--batch-tokens", type=click.IntRange(min=1), default=4096, show_default=True, help="Most tokens in a batch."
 )
 @click.option("--steps", is_flag=True, help="Validation losses along the training instead, from its step checkpoints.")
 @_user_errors
