@@ -231,6 +231,15 @@ def test_an_order_that_cannot_take_part_is_named_and_the_others_are_analysed(run
     assert "2 orders of 20 samples" in done.stdout
 
 
+def test_orders_that_are_all_the_same_are_refused(run: Path) -> None:
+    for order in ("1", "2"):
+        shutil.copytree(run / "orders" / "0" / "order", run / "orders" / order / "order", dirs_exist_ok=True)
+    assert call("losses", run).exit_code == 0
+    done = call("imbalance", run)
+    assert done.exit_code == 1
+    assert f"{run}, first epoch: positions are the same in all orders" in done.output
+
+
 def test_messages(run: Path, tmp_path: Path) -> None:
     for command in ("losses", "imbalance"):
         done = call(command, tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import numpy as np
 
+from ordermerge.errors import UserError
 from ordermerge.eval.imbalance_figures import anchor_figure, position_figure, steps_figure
 from ordermerge.eval.imbalance_results import EpochResult, analyse_epoch, in_words
 from ordermerge.files import write_json
@@ -30,14 +31,18 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
         The JSON file with all numbers.
 
     Raises:
-        UserError: If losses or positions of fewer than two orders are there, with all that is missing.
+        UserError: If losses or positions of fewer than two orders are there, with all that is missing; or if all orders
+            are the same.
     """
     experiment, out = open_run(run), run / "imbalance"
     table = read_table(run, experiment)
     last = table.positions.shape[1] - 1
     results = []
     for epoch, place in {"first": 0, "last": last}.items() if last else [("first", 0)]:
-        result = analyse_epoch(epoch, table.losses, table.positions[:, place], table.merged, bins=bins, seed=seed)
+        try:
+            result = analyse_epoch(epoch, table.losses, table.positions[:, place], table.merged, bins=bins, seed=seed)
+        except ValueError as error:
+            raise UserError(f"{run}, {epoch} epoch: {error}") from None
         position_figure(out / f"figure_1_{epoch}", epoch, result.orders, result.pooled, result.contrast)
         anchor_figure(out / f"figure_3_{epoch}", epoch, result.anchored, result.relative)
         results.append(result)
