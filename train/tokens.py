@@ -16,8 +16,8 @@ from ordermerge.train.quiet import quiet
 from ordermerge.train.settings import check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer
 
-# The fields that the prepared data depends on. The others are left out, as some (FSDP, DeepSpeed, loggers) would ask
-# for what only training has.
+# The fields that the prepared data or the orders depend on. The others are left out, as some (FSDP, DeepSpeed, loggers)
+# would ask for what only training has.
 _FIELDS = frozenset(
     {
         "num_train_epochs",
