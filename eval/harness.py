@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.eval.loaded import LoadedTask, distinct_items
-from ordermerge.eval.models import HF_BACKENDS, local_folder
+from ordermerge.eval.models import HF_BACKENDS, loading_args
 from ordermerge.eval.quiet import no_git_complaint
 from ordermerge.eval.saved import new_tracker, save_results
 from ordermerge.experiment import EvaluationSection
@@ -33,12 +33,10 @@ def evaluate_model(
     from lm_eval import simple_evaluate
 
     tracker = new_tracker(folder)
-    # An absolute path: lm-eval asks the hub for the commit of anything that may be a hub id, as "runs/x" may.
-    pretrained = str(local_folder(model) or model)
     with no_git_complaint():
         results = simple_evaluate(
             model=settings.model,
-            model_args={**settings.model_args, "pretrained": pretrained},
+            model_args={**settings.model_args, **loading_args(model, settings.model)},
             tasks=distinct_items(tasks),
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,

@@ -12,6 +12,7 @@ from ordermerge.files import fingerprint_file
 
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
 FOLDER_BACKENDS = (*HF_BACKENDS, "vllm")
+ADAPTER_ARGS = {**dict.fromkeys(HF_BACKENDS, "peft"), "vllm": "lora_local_path"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 NOT_LOADED = (".md", ".log")
@@ -66,7 +67,29 @@ def identity(model: str) -> dict[str, Any]:
     if folder is None:
         return {"hub_id": model}
     files = (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix not in NOT_LOADED)
-    return {p.name: fingerprint_file(p) for p in files if not p.name.startswith(".")}
+    content: dict[str, Any] = {p.name: fingerprint_file(p) for p in files if not p.name.startswith(".")}
+    adapter = _adapter_config(folder)
+    return {**content, "base_model": identity(adapter["base_model_name_or_path"])} if adapter else content
+
+
+def loading_args(model: str, backend: str) -> dict[str, str]:
+    """Return lm-eval's model arguments that say what to load: a whole model, or an adapter and its base model.
+
+    Args:
+        model: Folder or hub id.
+        backend: lm-eval's model backend.
+    """
+    # An absolute path: lm-eval asks the hub for the commit of anything that may be a hub id, as "runs/x" may.
+    folder = local_folder(model)
+    adapter = _adapter_config(folder) if folder and backend in ADAPTER_ARGS else None
+    if folder is None or adapter is None:
+        return {"pretrained": str(folder or model)}
+    arguments = {"pretrained": adapter["base_model_name_or_path"], ADAPTER_ARGS[backend]: str(folder)}
+    if adapter.get("revision"):
+        arguments["revision"] = adapter["revision"]
+    if (folder / "tokenizer_config.json").is_file():
+        arguments["tokenizer"] = str(folder)
+    return arguments
 
 
 def model_problem(model: str, backend: str) -> str | None:
@@ -83,7 +106,7 @@ def model_problem(model: str, backend: str) -> str | None:
         return _absence(model)
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            return f"{folder} holds a LoRA adapter, not a whole model; merge it into its base model first"
+            return _adapter_problem(folder, backend)
         return f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"{folder} is incomplete: it has a config.json but no weights (*.safetensors); copy or save it again"
@@ -91,6 +114,32 @@ def model_problem(model: str, backend: str) -> str | None:
     if missing:
         return f"{folder} is incomplete: {', '.join(missing)} missing, which its index names; copy or save it again"
     return None
+
+
+def _adapter_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of a folder that holds an adapter and no whole model, None of any other."""
+    file = folder / "adapter_config.json"
+    if (folder / "config.json").is_file() or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); copy or save the adapter again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
+        raise UserError(f"{file} names no base model; set `base_model_name_or_path` in it")
+    return config
+
+
+def _adapter_problem(folder: Path, backend: str) -> str | None:
+    """Return why an adapter cannot be loaded with its base model, None if nothing speaks against it."""
+    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        return f"{folder} is incomplete: it has an adapter_config.json but no adapter_model.safetensors; copy it again"
+    try:
+        config = _adapter_config(folder)
+    except UserError as error:
+        return str(error)
+    problem = model_problem(config["base_model_name_or_path"], backend) if config else None
+    return f"{folder} is an adapter whose base model cannot be loaded: {problem}" if problem else None
 
 
 def _parts(model: str) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """What the documents say holds: numbers come from committed results, links and commands exist."""
 
+import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -64,3 +66,12 @@ def test_every_merge_method_is_documented() -> None:
         assert f"`{method.spec.name}`" in page
         for parameter in method.spec.parameters:
             assert f"`{parameter.name}`" in page
+
+
+def test_shares_of_unchanged_values_are_those_of_the_committed_results() -> None:
+    spec = importlib.util.spec_from_file_location("precision", ROOT / "benchmarks" / "precision.py")
+    precision = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(precision)
+    results = json.loads((ROOT / "benchmarks" / "results" / "precision.json").read_text(encoding="utf-8"))
+    assert len(results["rows"]) == 10
+    assert precision.markdown(results["rows"]) in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ordermerge.train.data import Samples, check_data, data_file, load_samples
+    from ordermerge.train.data import Samples, load_samples
     from ordermerge.train.given import check_orders
+    from ordermerge.train.lora import check_lora
     from ordermerge.train.orders import (
         STRATEGIES,
         batch_orders,
@@ -20,16 +21,18 @@ if TYPE_CHECKING:
     from ordermerge.train.preview import preview_orders
     from ordermerge.train.settings import check_sft
     from ordermerge.train.sft import order_steps, train_orders
+    from ordermerge.train.sources import check_data, data_file
 
 _HOMES = {
     "STRATEGIES": "orders",
     "Samples": "data",
     "batch_orders": "orders",
-    "check_data": "data",
+    "check_data": "sources",
     "check_distinct": "orders",
+    "check_lora": "lora",
     "check_orders": "given",
     "check_sft": "settings",
-    "data_file": "data",
+    "data_file": "sources",
     "epoch_fingerprints": "orders",
     "load_samples": "data",
     "order_steps": "sft",
@@ -45,6 +48,7 @@ __all__ = [
     "batch_orders",
     "check_data",
     "check_distinct",
+    "check_lora",
     "check_orders",
     "check_sft",
     "data_file",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +21,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint_path
+from ordermerge.train.lora import make_dense
 from ordermerge.train.settings import TRAINING_SEED
 
 
@@ -102,14 +104,18 @@ def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
 
 
 def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, directory: Path) -> None:
-    """Write a plain checkpoint: the trained weights, everything else as in the base model.
+    """Write a plain checkpoint, or an adapter: the trained weights, everything else as in the base model.
 
     Args:
         trainer: The trainer whose model is trained.
         base: What it started from.
-        experiment: The experiment, for the base model's tokenizer.
+        experiment: The experiment, for the base model's tokenizer and for what to save.
         directory: The folder to fill.
+
+    Raises:
+        UserError: If training has made a weight infinite or not a number.
     """
+    _require_finite(trainer.model)
     # The trainers switch the key/value cache off and write pad and end tokens into both configurations.
     base.model.config = base.config
     if base.generation_config is not None:
@@ -120,6 +126,22 @@ def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, dir
     trainer.processing_class = tokenizer
     trainer.save_model(str(directory))
     (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
+    if experiment.lora is None:
+        return
+    if not experiment.saves_adapters:
+        make_dense(load_model(experiment).model, directory)
+    elif base.generation_config is not None:
+        base.generation_config.save_pretrained(directory)  # for the merge, which takes it from the first sub-model
+
+
+def _require_finite(model: torch.nn.Module) -> None:
+    """Refuse weights that are no numbers; the logged losses hide them, as the Trainer leaves such steps out."""
+    bad = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"training has made {len(bad)} tensors infinite or not a number (the first: {bad[0]}); lower "
+            "`sft.learning_rate`, or train in a dtype of wider range (`model.dtype: float32` or bfloat16)"
+        )
 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,8 +11,9 @@ import torch
 
 from ordermerge.counter import random_words, stream_key
 from ordermerge.errors import UserError
-from ordermerge.experiment import DATA_SUFFIXES, DataSection, Experiment
-from ordermerge.train.records import Record, read_records, require_mappings
+from ordermerge.experiment import DataSection, Experiment
+from ordermerge.train.records import Record
+from ordermerge.train.sources import check_data, load_records
 from ordermerge.train.templates import Template
 
 SAMPLE_ID = "sample_id"
@@ -27,59 +27,15 @@ class Samples:
         train: Columns `prompt` and `completion` (or `messages`), and `sample_id`: the row of the data as loaded.
         validation: The same columns; its ids are rows of its own file, or of the training data it was held out from.
         empty: How many training samples have nothing to learn but the end: blank completion or last assistant turn.
+        duplicates: How many training samples are exact copies of an earlier one; they are kept.
         fingerprint: SHA-256 (hex) of the training samples' content, ids included.
     """
 
     train: datasets.Dataset
     validation: datasets.Dataset | None
     empty: int
+    duplicates: int
     fingerprint: str
-
-
-def check_data(experiment: Experiment) -> list[str]:
-    """Return what is wrong with the `data` section, without reading the data.
-
-    Args:
-        experiment: The experiment.
-    """
-    data = experiment.data
-    problems = []
-    for name in ("prompt", "completion"):
-        try:
-            Template.parse(f"data.{name}", getattr(data, name) or "")
-        except UserError as error:
-            problems += error.problems
-    for name in ("train", "validation"):
-        try:
-            data_file(experiment, name)
-        except UserError as error:
-            problems += error.problems
-    return problems
-
-
-def data_file(experiment: Experiment, name: str) -> Path | None:
-    """Return the file that `data.train` or `data.validation` names, or None for a hub id, a fraction or nothing.
-
-    Args:
-        experiment: The experiment.
-        name: "train" or "validation".
-
-    Raises:
-        UserError: If what is named looks like a file and is not there, is a folder, or of an unknown kind.
-    """
-    named = getattr(experiment.data, name)
-    if not isinstance(named, str):
-        return None
-    found = experiment.locate(named)
-    looks_like_file = named.lower().endswith(DATA_SUFFIXES) or Path(named).is_absolute() or named.startswith(".")
-    if found is not None and found.is_dir():
-        raise UserError(f"`data.{name}`: {found} is a folder; name a {', '.join(DATA_SUFFIXES)} file in it")
-    if found is not None and found.suffix.lower() not in DATA_SUFFIXES:
-        raise UserError(f"`data.{name}`: unknown kind of data file {found}; use one of {', '.join(DATA_SUFFIXES)}")
-    if found is None and looks_like_file:
-        places = dict.fromkeys((str(experiment.directory.resolve()), str(Path.cwd())))
-        raise UserError(f"`data.{name}`: no file {named} in {' or '.join(places)}")
-    return found
 
 
 def load_samples(experiment: Experiment) -> Samples:
@@ -97,49 +53,42 @@ def load_samples(experiment: Experiment) -> Samples:
     if problems := check_data(experiment):
         raise UserError(problems)
     data = experiment.data
-    rows = _make_samples(data, _load_records(experiment, "train"), data.train)
-    ids = list(range(len(rows)))
+    rows = _make_samples(data, load_records(experiment, "train"), data.train)
     held_out: list[int] = []
     validation = None
     if isinstance(data.validation, float):
         held_out = _hold_out(len(rows), data.validation, experiment.orders.seed)
         validation = _to_dataset([rows[i] for i in held_out], held_out)
-    elif data.validation is not None:
-        other = _make_samples(data, _load_records(experiment, "validation"), data.validation)
+    elif data.has_validation:
+        other = _make_samples(data, load_records(experiment, "validation"), data.validation or data.train)
         validation = _to_dataset(other, list(range(len(other))))
-    out = set(held_out)
-    ids = [i for i in ids if i not in out]
+    ids = sorted(set(range(len(rows))).difference(held_out))
     rows = [rows[i] for i in ids]
-    return Samples(_to_dataset(rows, ids), validation, sum(map(_is_empty, rows)), _fingerprint(rows, ids))
-
-
-def _load_records(experiment: Experiment, name: str) -> list[Record]:
-    path = data_file(experiment, name)
-    if path is not None:
-        return read_records(path)
-    data, named = experiment.data, getattr(experiment.data, name)
-    try:
-        loaded = datasets.load_dataset(named, data.config, split=data.split if name == "train" else "validation")
-    except Exception as error:  # whatever the hub, the network or the dataset's own files raise
-        raise UserError(
-            f"`data.{name}`: {named!r} is no file here and cannot be loaded from the hub: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return require_mappings(loaded, named)
+    duplicates = len(rows) - len(set(map(_canonical, rows)))
+    return Samples(_to_dataset(rows, ids), validation, sum(map(_is_empty, rows)), duplicates, _fingerprint(rows, ids))
 
 
 def _make_samples(data: DataSection, records: Sequence[Record], source: str) -> list[Record]:
     """Return `prompt` and `completion`, or `messages`, of each record."""
-    if data.messages is not None:
-        return [
-            {"messages": _messages(record, data.messages, f"{source}: record {row}")}
-            for row, record in enumerate(records)
-        ]
+    make = _sample_maker(data)
+    samples, problems = [], []
+    for row, record in enumerate(records):
+        try:
+            samples.append(make(record, f"{source}: record {row}"))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        others = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        raise UserError(problems[0] + others)
+    return samples
+
+
+def _sample_maker(data: DataSection) -> Callable[[Record, str], Record]:
+    """Return what makes a sample of a record and its place."""
+    if (field := data.messages) is not None:
+        return lambda record, where: {"messages": _messages(record, field, where)}
     templates = {name: Template.parse(f"data.{name}", getattr(data, name)) for name in ("prompt", "completion")}
-    return [
-        {name: template.fill(record, f"{source}: record {row}") for name, template in templates.items()}
-        for row, record in enumerate(records)
-    ]
+    return lambda record, where: {name: template.fill(record, where) for name, template in templates.items()}
 
 
 def _messages(record: Record, field: str, where: str) -> list[Record]:
@@ -185,5 +134,9 @@ def _is_empty(sample: Record) -> bool:
 def _fingerprint(rows: Sequence[Record], ids: Sequence[int]) -> str:
     digest = hashlib.sha256()
     for row, sample_id in zip(rows, ids, strict=True):
-        digest.update(json.dumps([sample_id, row], sort_keys=True, default=str).encode() + b"\n")
+        digest.update(f"[{sample_id}, {_canonical(row)}]\n".encode())
     return digest.hexdigest()
+
+
+def _canonical(row: Record) -> str:
+    return json.dumps(row, sort_keys=True, default=str)

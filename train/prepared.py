@@ -60,10 +60,12 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
             f"({args.max_length} tokens); raise it"
         )
-    if args.dataloader_drop_last and len(train) < args.per_device_train_batch_size:
+    batch = trainer.get_total_train_batch_size(args)
+    if len(train) < batch:
         raise UserError(
-            f"`sft.dataloader_drop_last` leaves nothing to train on: {len(train)} samples are fewer than "
-            f"`sft.per_device_train_batch_size` ({args.per_device_train_batch_size})"
+            f"{len(train)} training samples do not fill one batch of {batch} (`sft.per_device_train_batch_size` x "
+            "`sft.gradient_accumulation_steps` x processes), so all orders would train alike; use a smaller batch or "
+            "more samples"
         )
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
     batch = processes * trainer.get_total_train_batch_size(args)

@@ -1,6 +1,7 @@
 """Progress bars on a terminal only: in a log file each of their updates would be a line."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,13 +16,15 @@ def is_interactive() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Switch the libraries' progress bars off for a while, unless someone watches."""
+    """Switch the libraries' progress bars off for a while, unless someone watches; and a warning meant for PEFT."""
     datasets_bars, transformers_bars = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     if not is_interactive():
         datasets.disable_progress_bars()
         logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+            yield
     finally:
         if datasets_bars:
             datasets.enable_progress_bars()

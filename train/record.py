@@ -31,6 +31,7 @@ def describe(experiment: Experiment, order: int, samples: Samples, prepared: Pre
         "dropped": prepared.dropped,
         "truncated": prepared.truncated,
         "empty": samples.empty,
+        "duplicates": samples.duplicates,
         "dataset_fingerprint": samples.fingerprint,
         "epoch_fingerprints": epoch_fingerprints(prepared.orders[order]),
         "training_seed": TRAINING_SEED,
@@ -55,6 +56,8 @@ def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: P
         found.append(f"{prepared.truncated} of {total} samples cut to `sft.max_length`: their end is not learnt")
     if samples.empty:
         found.append(f"{samples.empty} of {total} samples have an empty answer: they teach to answer nothing")
+    if samples.duplicates:
+        found.append(f"{samples.duplicates} of {total} samples are exact copies of an earlier one; all are trained on")
     ends = base.generation_config.eos_token_id if base.generation_config is not None else None
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
         found.append(

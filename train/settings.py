@@ -1,15 +1,15 @@
 """The `sft` section: TRL's SFTConfig fields, less those that would change the order or the directory's layout."""
 
-from dataclasses import MISSING, fields
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from trl import SFTConfig
 
-from ordermerge.errors import UserError, did_you_mean
 from ordermerge.experiment import Experiment
+from ordermerge.train.fields import Fields
+from ordermerge.train.loggers import absent_loggers
 
 # Drives dropout, data workers and the values of new parameters. The K runs differ in nothing but the order, so it is
 # one constant; `orders.seed` names the orders.
@@ -70,20 +70,17 @@ _MODEL_KEYS = ("dtype", "torch_dtype", "revision", "device_map", "pretrained_mod
 _AT_LEAST_ONE = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
+FIELDS = Fields("sft", SFTConfig, "TRL", OWNED, REFUSED)
+
+
 def check_sft(experiment: Experiment) -> list[str]:
     """Return all problems of the `sft` section, one sentence each.
 
     Args:
         experiment: The experiment.
     """
-    known = {field.name: field.default for field in fields(SFTConfig) if field.init}
-    problems = []
-    for name, value in experiment.sft.items():
-        if name in OWNED or (name in REFUSED and value != known.get(name, MISSING)):
-            problems.append(f"`sft.{name}` cannot be set: {OWNED.get(name) or REFUSED[name]}; got {value!r}, remove it")
-        elif name not in known:
-            problems.append(f"`sft.{name}`: TRL's SFTConfig has no such field{_suggest(name, list(known))}")
-    problems += _check_values(experiment)
+    values, problems = FIELDS.check(experiment.sft)
+    problems += _check_values(experiment, values)
     return problems or _check_whole(experiment)
 
 
@@ -98,24 +95,19 @@ def make_config(experiment: Experiment, output_dir: Path, **more: Any) -> SFTCon
         output_dir: Where loggers write.
         more: Further fields, which the experiment's take precedence over.
     """
-    given = {name: _convert(name, value) for name, value in experiment.sft.items()}
+    given = {name: FIELDS.convert(name, value) for name, value in experiment.sft.items()}
     given.pop("model_init_kwargs", None)  # goes to `from_pretrained`, which is ours to call
     if not given.keys() & {"gradient_checkpointing", "activation_checkpointing"}:
         given["activation_checkpointing"] = True  # TRL's own default, under the name that is not deprecated
     owned = {"output_dir": str(output_dir), "seed": TRAINING_SEED, "data_seed": TRAINING_SEED, "save_strategy": "no"}
     defaults = {"use_cpu": not torch.accelerator.is_available(), "report_to": "none"}
+    defaults["logging_nan_inf_filter"] = False  # a loss that is no number is to be seen
     return SFTConfig(**{**defaults, **more, **given, **owned})
 
 
-def _check_values(experiment: Experiment) -> list[str]:
+def _check_values(experiment: Experiment, values: Mapping[str, Any]) -> list[str]:
     """Return the problems of single values and of pairs that SFTConfig itself would not see."""
     sft, problems = experiment.sft, []
-    values: dict[str, Any] = {}
-    for name, value in sft.items():
-        try:
-            values[name] = _convert(name, value)
-        except UserError as error:
-            problems += error.problems
     for name in _AT_LEAST_ONE:
         if name in values and values[name] < 1:
             problems.append(f"`sft.{name}` must be at least 1; got {sft[name]!r}")
@@ -125,9 +117,9 @@ def _check_values(experiment: Experiment) -> list[str]:
         problems.append(f"`sft.model_init_kwargs.{key}` cannot be set: the `model` section says it; remove it")
     if values.get("fp16") and experiment.model.dtype == "float16":
         problems.append("`sft.fp16` needs weights of another dtype; set `model.dtype` to float32, or `fp16: false`")
-    if values.get("eval_strategy", "no") not in ("no", False) and experiment.data.validation is None:
+    if values.get("eval_strategy", "no") not in ("no", False) and not experiment.data.has_validation:
         problems.append(f"`sft.eval_strategy` is {sft['eval_strategy']!r}, but there is no `data.validation`")
-    return problems
+    return problems + absent_loggers(values.get("report_to"))
 
 
 def _check_whole(experiment: Experiment) -> list[str]:
@@ -137,22 +129,3 @@ def _check_whole(experiment: Experiment) -> list[str]:
     except (ValueError, TypeError) as error:
         return [f"`sft`: TRL's SFTConfig refuses it: {error}"]
     return []
-
-
-def _convert(name: str, value: Any) -> Any:
-    """Return a value as the type of its field: YAML reads `1e-3` as text, and SFTConfig checks no types."""
-    hint = _HINTS.get(name, Any)
-    try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise UserError(f"`sft.{name}`: {message[0].lower()}{message[1:]}; got {value!r}") from None
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    """Suggest the nearest field; the full list of some 150 would bury the problem."""
-    suggestion = did_you_mean(name, known)
-    return suggestion if "did you mean" in suggestion else "; see TRL's documentation of SFTConfig"
-
-
-_HINTS = get_type_hints(SFTConfig)

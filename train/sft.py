@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import torch
+from jinja2 import TemplateError
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
@@ -17,12 +18,16 @@ from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint_path, new_directory
 from ordermerge.space import checkpoint_bytes, require_space
 from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
-from ordermerge.train.data import Samples, check_data, data_file, load_samples
+from ordermerge.train.data import Samples, load_samples
 from ordermerge.train.given import check_orders, order_inputs
+from ordermerge.train.loggers import EndRun
+from ordermerge.train.lora import check_lora, check_tied, lora_config
 from ordermerge.train.prepared import Prepared, prepare
-from ordermerge.train.quiet import is_interactive, quiet
+from ordermerge.train.progress import Progress
+from ordermerge.train.quiet import quiet
 from ordermerge.train.record import describe, warnings
 from ordermerge.train.settings import TRAINING_SEED, check_sft, make_config
+from ordermerge.train.sources import check_data, data_file
 from ordermerge.train.trainer import OrderTrainer
 
 MARKER = "order/order.json"
@@ -48,7 +53,12 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
             "training one order over several processes is not possible yet; start `ordermerge train` without a "
             "launcher, once for each order with `--order` if you have several GPUs"
         )
-    if problems := [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]:
+    if problems := [
+        *check_sft(experiment),
+        *check_lora(experiment),
+        *check_data(experiment),
+        *check_orders(experiment),
+    ]:
         raise UserError(problems)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
@@ -60,8 +70,9 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
         if step not in todo:
             _say(f"{step.name}: already trained, kept {step.output}")
     if todo:
-        needed = len(todo) * checkpoint_bytes(Path(experiment.model_path()), experiment.model.dtype)
-        require_space(run_directory, needed, f"training {len(todo)} sub-models")
+        if not experiment.saves_adapters:
+            needed = len(todo) * checkpoint_bytes(Path(experiment.model_path()), experiment.model.dtype)
+            require_space(run_directory, needed, f"training {len(todo)} sub-models")
         with quiet():
             _train_all(experiment, todo)
     return list(directories.values())
@@ -84,6 +95,8 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
         "orders": order_inputs(experiment),
         "sft": experiment.sft,
     }
+    if experiment.lora is not None:
+        inputs["lora"] = experiment.lora
     return [
         stages.Step(
             "train", f"order_{order}", run_directory / "orders" / str(order), MARKER, {"order": order, **inputs}
@@ -96,7 +109,7 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     """Train the orders one after the other; the data is loaded and tokenised once for all."""
     samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
     prepared: Prepared | None = None
-    for step in todo:
+    for position, step in enumerate(todo, start=1):
         order, started = step.inputs["order"], time.perf_counter()
         with new_directory(step.output) as partial:
             base = load_model(experiment)
@@ -106,6 +119,8 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
                 for warning in warnings(samples, prepared, base, tokenizer):
                     _say(f"warning: {warning}")
             _say(f"{step.name}: training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs")
+            for callback in (Progress(step.name, position, len(todo)), EndRun()):
+                trainer.add_callback(callback)
             trained = _train_one(trainer, prepared.orders[order])
             save_submodel(trainer, base, experiment, partial)
             if not any((partial / "logs").iterdir()):
@@ -134,10 +149,14 @@ def _make_trainer(
     args = make_config(
         experiment,
         directory / "logs",
-        disable_tqdm=not is_interactive(),
+        disable_tqdm=True,  # `Progress` has a line of its own
         run_name=f"{experiment.name}-{order}",
         dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
     )
+    if args.fp16 and args.device.type == "cpu":
+        raise UserError(
+            "`sft.fp16` does nothing on the CPU, where this runs; set `bf16: true` for autocast, or neither"
+        )
     try:
         trainer = OrderTrainer(
             base.model,
@@ -145,9 +164,13 @@ def _make_trainer(
             train_dataset=data.train,
             eval_dataset=data.validation if args.do_eval else None,
             processing_class=tokenizer,
+            peft_config=lora_config(experiment),
         )
+    except TemplateError as error:
+        raise UserError(f"`data.messages`: the tokenizer's chat template refuses a chat: {error}") from error
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"TRL's SFTTrainer refuses the model, the data or the `sft` section: {error}") from error
+        raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
+    check_tied(trainer.model)
     trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
     return trainer
 

@@ -22,6 +22,11 @@ class Template:
     text: str
     parts: tuple[tuple[str, str | None], ...]
 
+    @property
+    def fields(self) -> list[str]:
+        """The fields it names."""
+        return [field for _, field in self.parts if field is not None]
+
     @classmethod
     def parse(cls, name: str, text: str) -> "Template":
         """Parse a template.

@@ -47,6 +47,9 @@ class OrderTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> OrderSampler:
         return OrderSampler(self.permutations, self._epoch_from_state)
 
+    def _send_telemetry(self) -> None:
+        """Do nothing. TRL's would tell its hub of each trainer: architecture, GPU, processes, kind of data source."""
+
     def _epoch_from_state(self) -> int:
         # Not from set_epoch: after a resumption it does not reach a sampler that accelerate has wrapped.
         steps_per_epoch = self.state.max_steps // self.permutations.shape[0]

@@ -43,8 +43,10 @@ class DataSection(_Section):
     Attributes:
         train: A json, jsonl, parquet or csv file, or a hub dataset id.
         config: The hub dataset's configuration.
+        revision: The hub dataset's revision.
         split: The hub dataset's split.
         validation: A file or hub id of the same form, or the fraction of the training data to hold out.
+        validation_split: The split to validate on: of the hub dataset in `validation`, else of the one in `train`.
         prompt: Template over a record's fields, such as "{question}".
         completion: Template of what is learned.
         messages: Field that holds chat messages, instead of the two templates.
@@ -52,11 +54,18 @@ class DataSection(_Section):
 
     train: str
     config: str | None = None
+    revision: str | None = None
     split: str = "train"
     validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    validation_split: str | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is validation data."""
+        return self.validation is not None or self.validation_split is not None
 
     @model_validator(mode="after")
     def _one_form(self) -> "DataSection":
@@ -133,6 +142,7 @@ class Experiment(_Section):
         data: The training data.
         orders: The K training orders.
         sft: Fields of TRL's SFTConfig.
+        lora: Fields of PEFT's LoraConfig, and `save_as`; None trains all weights.
         merges: Name of each merge, and its mergekit recipe without the models.
         evaluation: What to score; None scores nothing.
         directory: Folder of the experiment file, where its relative paths start.
@@ -143,6 +153,7 @@ class Experiment(_Section):
     data: DataSection
     orders: OrdersSection
     sft: dict[str, Any] = {}
+    lora: dict[str, Any] | None = None
     merges: dict[Name, dict[str, Any]] = {}
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()
@@ -155,6 +166,11 @@ class Experiment(_Section):
         """
         found = (p for p in (self.directory / path, Path(path)) if p.exists())
         return next((p.resolve() for p in found), None)
+
+    @property
+    def saves_adapters(self) -> bool:
+        """Whether the sub-models are LoRA adapters, which need their base model to be loaded."""
+        return self.lora is not None and self.lora.get("save_as", "adapter") == "adapter"
 
     def model_path(self) -> str:
         """Return the base model as an absolute path, or as the hub id it then must be."""

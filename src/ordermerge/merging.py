@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
+_GENERATION_CONFIG = "generation_config.json"
 
 
 def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mapping[str, Any] | None = None) -> None:
@@ -63,7 +64,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
     started = time.time()
     config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
-    require_space(out, _bytes_needed(config), f"the merge of {recipe_path}")
+    require_space(out, _bytes_needed(config, options.lora_merge_cache), f"the merge of {recipe_path}")
     with new_directory(out) as partial:
         LoaderCache.loaders.clear()  # kept by name: a model that was rewritten would be read as it was
         cache = options.lora_merge_cache or str(partial.parent / "lora")
@@ -80,12 +81,34 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         mark_done(partial / MARKER, dict(inputs or {"recipe": fingerprint(recipe)}), noted)
 
 
-def _bytes_needed(config: MergeConfiguration) -> int:
+@contextmanager
+def adapter_cache(directory: Path) -> Iterator[Path]:
+    """Yield a folder for the dense copies of adapters, which the merges made meanwhile share.
+
+    It is new each time: mergekit takes any copy that it finds, from another adapter or half-written.
+
+    Args:
+        directory: Where to make it.
+
+    Yields:
+        The folder, which mergekit makes when it needs it.
+    """
+    cache = directory / ".adapters.partial"
+    shutil.rmtree(cache, ignore_errors=True)
+    try:
+        yield cache
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def _bytes_needed(config: MergeConfiguration, cache: str | None) -> int:
     """Estimate the disk a merge takes: as much as its largest input, and a dense copy of each model with an adapter."""
     models = config.referenced_models()
     dtype = config.out_dtype or config.dtype
     result = max((checkpoint_bytes(Path(model.model.path), dtype) for model in models), default=0)
-    return result + sum(checkpoint_bytes(Path(model.model.path)) for model in models if model.lora)
+    copies = sum(checkpoint_bytes(Path(model.model.path)) for model in models if model.lora)
+    held = sum(map(checkpoint_bytes, Path(cache).iterdir())) if cache and Path(cache).is_dir() else 0
+    return result + max(0, copies - held)
 
 
 def _remedy(message: str) -> str:
@@ -130,11 +153,13 @@ def _dress(merged: Path, config: MergeConfiguration, *, copy_tokenizer: bool) ->
     made = first.config()
     made.dtype = config.out_dtype or config.dtype or made.dtype
     made.save_pretrained(merged)
-    donor = Path(first.model.path)
+    donor = whole = Path(first.model.path)
     if first.lora and (Path(first.lora.path) / "tokenizer_config.json").exists():
         donor = Path(first.lora.path)
     if copy_tokenizer and donor.is_dir():
-        for name in _TOKENIZER_FILES:
+        for name in (*_TOKENIZER_FILES, _GENERATION_CONFIG):
+            # Adapters often come with a tokenizer and without a generation config.
+            lacks = name == _GENERATION_CONFIG and not (donor / name).exists()
             (merged / name).unlink(missing_ok=True)
-            if (donor / name).exists():
-                shutil.copy(donor / name, merged / name)
+            if (file := (whole if lacks else donor) / name).exists():
+                shutil.copy(file, merged / name)

@@ -12,7 +12,7 @@ from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merging import MARKER as MERGE_MARKER
 from ordermerge.recipes import complete_recipe
 from ordermerge.stages import Step
-from ordermerge.train import check_data, check_orders, check_sft, data_file, load_samples, order_steps
+from ordermerge.train import check_data, check_lora, check_orders, check_sft, data_file, load_samples, order_steps
 
 BASE = "base"
 
@@ -26,7 +26,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         experiment: The experiment.
         read_data: Whether to read local training data too, which training itself would do soon after.
     """
-    problems = [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]
+    problems = [*check_sft(experiment), *check_lora(experiment), *check_data(experiment), *check_orders(experiment)]
     if problem := model_problem(experiment.model_path(), "hf"):
         problems.append(f"`model.path`: {problem}")
     if read_data and not check_data(experiment) and data_file(experiment, "train"):
@@ -39,7 +39,11 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
             problems.append(f"merges.{name}: this name is taken by the unmerged models; choose another")
         if "models" in experiment.merges[name]:
             problems.append(f"merges.{name}: leave out `models`; `run` fills in the sub-models")
-        recipe = complete_recipe(experiment, Path(), name)
+        try:
+            recipe = complete_recipe(experiment, Path(), name)
+        except UserError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
         problems += [f"merges.{name}: {problem}" for problem in check_recipe(recipe, models_exist=False)]
     if experiment.evaluation:
         problems += [f"evaluation: {problem}" for problem in check_evaluation(evaluation_settings(experiment))]

@@ -9,6 +9,7 @@ from mergekit.config import ConfigYamlDumper
 from mergekit.merge_methods import registered_methods
 from mergekit.merge_methods.base import BasePolicy
 
+from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
 from ordermerge.files import write_text
 
@@ -38,31 +39,50 @@ def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> d
     elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
         recipe["base_model"] = experiment.model_path()
     directories = (run_directory / "orders" / str(order) for order in range(experiment.orders.count))
-    recipe["models"] = [{"model": str(directory)} for directory in directories]
+    prefix = ""
+    if experiment.saves_adapters:
+        prefix = f"{experiment.model_path()}+"
+        if "+" in f"{experiment.model_path()}{run_directory}":
+            raise UserError(
+                f"{run_directory if '+' in str(run_directory) else experiment.model_path()} has a + in its name, where "
+                "mergekit splits model and adapter; rename it, or set `lora.save_as: dense`"
+            )
+    recipe["models"] = [{"model": f"{prefix}{directory}"} for directory in directories]
     return {**recipe, "dtype": experiment.model.dtype, **given}
 
 
-def random_seed(recipe: dict[str, Any]) -> int | None:
-    """Return the `--random-seed` that a recipe needs to give the same model twice, or None if it needs none.
+def merge_options(experiment: Experiment, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return mergekit's options that a recipe needs to give the same model twice.
 
     Args:
-        recipe: The recipe.
+        experiment: The experiment.
+        recipe: One of its recipes.
+
+    Returns:
+        Among `random_seed`, and `lora_merge_dtype`: adapters are added to the base model in the dtype they were
+        trained on, whatever its files are stored in.
     """
-    return RANDOM_SEED if str(recipe["merge_method"]).startswith(_GLOBAL_DRAW) else None
+    options: dict[str, Any] = {}
+    if str(recipe["merge_method"]).startswith(_GLOBAL_DRAW):
+        options["random_seed"] = RANDOM_SEED
+    if experiment.saves_adapters:
+        options["lora_merge_dtype"] = experiment.model.dtype
+    return options
 
 
-def write_recipe(recipe: dict[str, Any], path: Path, out: Path) -> None:
+def write_recipe(recipe: dict[str, Any], path: Path, out: Path, options: dict[str, Any]) -> None:
     """Write a recipe with a header that gives the exact stock command.
 
     Args:
         recipe: The recipe.
         path: File to write.
         out: Where the command is to write the model.
+        options: mergekit's options (see `merge_options`).
     """
-    seed = random_seed(recipe)
-    command = shlex.join(
-        ["mergekit-yaml", str(path), str(out), *([] if seed is None else ["--random-seed", str(seed)])]
-    )
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    command = shlex.join(["mergekit-yaml", str(path), str(out), *(part for pair in pairs for part in pair)])
+    if "lora_merge_dtype" in options:  # a fresh cache, as mergekit trusts an old one
+        command += ' --lora-merge-cache "$(mktemp -d)"'
     # The order of the keys is the order to be read in: what, inputs, parameters.
     body = yaml.dump(recipe, Dumper=ConfigYamlDumper, sort_keys=False)
     write_text(path, f"# {command}\n{body}")

@@ -20,15 +20,15 @@ from ordermerge.experiment import MADE_WITH, Experiment, evaluation_section, loa
 from ordermerge.files import read_yaml, write_text
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merge_methods.contents import recipe_warnings
-from ordermerge.merging import merge
+from ordermerge.merging import adapter_cache, merge
 from ordermerge.plan import check_experiment, evaluation_settings, model_paths, plan
 from ordermerge.provenance import record
-from ordermerge.recipes import complete_recipe, random_seed, write_recipe
+from ordermerge.recipes import complete_recipe, merge_options, write_recipe
 from ordermerge.report import write_report
 from ordermerge.roles import model_roles
 from ordermerge.scored_card import write_cards
 from ordermerge.stages import STAGES, Step, unfinished
-from ordermerge.train import check_data, check_orders, check_sft, train_orders
+from ordermerge.train import check_data, check_lora, check_orders, check_sft, train_orders
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -59,9 +59,10 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
             (step.output / step.marker).unlink(missing_ok=True)
     _write_resolved(experiment, path, run_directory)
     train_orders(experiment, run_directory)
-    for step in steps:
-        if step.stage == "merge":
-            _merge(experiment, run_directory, step)
+    with adapter_cache(run_directory) as cache:
+        for step in steps:
+            if step.stage == "merge":
+                _merge(experiment, run_directory, step, cache)
     rows = _evaluate(experiment, run_directory, steps)
     comparison = _compare(experiment, run_directory) if rows else None
     write_cards(run_directory)
@@ -87,7 +88,12 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
         UserError: For problems in the parts of the experiment that training uses.
     """
     experiment = load_experiment(path)
-    if problems := [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]:
+    if problems := [
+        *check_sft(experiment),
+        *check_lora(experiment),
+        *check_data(experiment),
+        *check_orders(experiment),
+    ]:
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     _write_resolved(experiment, path, run_directory)
@@ -150,14 +156,16 @@ def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> 
     write_text(run_directory / "experiment.yml", text)
 
 
-def _merge(experiment: Experiment, run_directory: Path, step: Step) -> None:
+def _merge(experiment: Experiment, run_directory: Path, step: Step, cache: Path) -> None:
     recipe = complete_recipe(experiment, run_directory, step.name)
     recipe_path, out = run_directory / "recipes" / f"{step.name}.yml", run_directory / "merges" / step.name
-    write_recipe(recipe, recipe_path, out)
+    options = merge_options(experiment, recipe)
+    write_recipe(recipe, recipe_path, out, options)
     if step.is_done():
         return
     click.echo(f"merging {step.name}", err=True)
-    merge(recipe_path, out, MergeOptions(quiet=True, random_seed=random_seed(recipe)), inputs=step.inputs)
+    cached = MergeOptions(quiet=True, lora_merge_cache=str(cache), **options)
+    merge(recipe_path, out, cached, inputs=step.inputs)
 
 
 def _evaluate(experiment: Experiment, run_directory: Path, steps: list[Step]) -> list[Row]:

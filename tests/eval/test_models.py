@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.models import identity, model_names, model_problem
+from ordermerge.eval.models import identity, loading_args, model_names, model_problem
 
 
 def test_model_names_are_last_parts_as_long_as_needed(tmp_path):
@@ -51,7 +51,15 @@ def test_model_problem_each_kind_has_its_sentence(tmp_path, family):
     (model / "config.json").unlink()
     assert "is no model folder: it has no config.json" in str(model_problem(str(model), "hf"))
     (model / "adapter_config.json").write_text("{}")
-    assert "holds a LoRA adapter, not a whole model" in str(model_problem(str(model), "hf"))
+    assert "it has an adapter_config.json but no adapter_model.safetensors" in str(model_problem(str(model), "hf"))
+    (model / "adapter_model.safetensors").touch()
+    assert "adapter_config.json names no base model" in str(model_problem(str(model), "hf"))
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "./gone"}')
+    assert "is an adapter whose base model cannot be loaded: gone: no such model" in str(
+        model_problem(str(model), "hf")
+    )
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(family[0])}))
+    assert model_problem(str(model), "hf") is None
     assert "is a file; a model is a folder" in str(model_problem(str(model / "tokenizer.json"), "hf"))
 
 
@@ -66,3 +74,21 @@ def test_model_problem_hub_ids_and_other_backends_are_left_to_lm_eval(tmp_path):
     assert model_problem("org/model", "hf") is None
     assert model_problem("gpt2", "hf") is None
     assert model_problem(str(tmp_path / "none"), "local-completions") is None
+
+
+def test_an_adapter_is_loaded_with_its_base_model_and_identified_by_both(tmp_path, family):
+    adapter, base = tmp_path / "adapter", shutil.copytree(family[0], tmp_path / "base")
+    adapter.mkdir()
+    config = {"base_model_name_or_path": str(base), "revision": None}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    assert loading_args(str(adapter), "hf") == {"pretrained": str(base), "peft": str(adapter)}
+    assert loading_args(str(adapter), "vllm") == {"pretrained": str(base), "lora_local_path": str(adapter)}
+    before = identity(str(adapter))
+    (base / "generation_config.json").write_text("{}")
+    assert identity(str(adapter)) != before
+    (adapter / "tokenizer_config.json").touch()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
+    told = {"pretrained": "org/base", "peft": str(adapter), "revision": "v2", "tokenizer": str(adapter)}
+    assert loading_args(str(adapter), "hf") == told
+    assert loading_args(str(base), "hf") == {"pretrained": str(base)}
+    assert loading_args("org/model", "hf") == {"pretrained": "org/model"}

@@ -23,11 +23,6 @@ SFT = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CI", "1")  # TRL reports each trainer to its hub, unless it sees this
-
-
 @pytest.fixture(scope="session")
 def base(make_family: Callable[..., list[Path]]) -> Path:
     return make_family("llama", count=0, dtype=torch.float32)[0]

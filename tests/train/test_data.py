@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,58 @@ def test_a_hub_dataset_is_loaded_by_name_configuration_and_split(
         return datasets.Dataset.from_list([{"question": "x", "answer": "y"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    samples = load_samples(write_experiment(data={"train": "org/set", "config": "main", "split": "train[:5]"}))
-    assert calls == [(("org/set", "main"), {"split": "train[:5]"})]
+    hub = {"train": "org/set", "config": "main", "split": "train[:5]", "revision": "v2"}
+    samples = load_samples(write_experiment(data=hub))
+    assert calls == [(("org/set", "main"), {"split": "train[:5]", "revision": "v2"})]
     assert samples.train.to_list() == [{"prompt": "x", "completion": "y", "sample_id": 0}]
+    assert samples.validation is None
+    for validation, expected in (
+        ({"validation_split": "test"}, (("org/set", "main"), {"split": "test", "revision": "v2"})),
+        ({"validation": "org/other"}, (("org/other", "main"), {"split": "validation", "revision": None})),
+        (
+            {"validation": "org/set", "validation_split": "dev"},
+            (("org/set", "main"), {"split": "dev", "revision": "v2"}),
+        ),
+    ):
+        samples = load_samples(write_experiment(data={**hub, **validation}))
+        assert calls[-1] == expected
+        assert samples.validation is not None
+
+
+@pytest.mark.parametrize(
+    ("data", "messages"),
+    [
+        ({"split": "train[:5]"}, [r"`data.split` is for datasets on the hub, and .*train.jsonl is a file; remove it"]),
+        ({"config": "main", "revision": "v2"}, [r"`data.config` is for datasets", r"`data.revision` is for datasets"]),
+        ({"validation_split": "test"}, [r"`data.validation_split` is for datasets on the hub, and .*train.jsonl is"]),
+        ({"validation": 0.1, "validation_split": "test"}, [r"names a split, and `data.validation` a fraction; remove"]),
+        ({"validation": "org/set", "validation_split": "test", "config": "main"}, []),
+    ],
+)
+def test_hub_keys_that_would_do_nothing_are_refused(data: dict[str, Any], messages: list[str], write_experiment: Write):
+    problems = check_data(write_experiment(data=data))
+    assert len(problems) == len(messages)
+    assert all(re.search(message, problem) for message, problem in zip(messages, problems, strict=True))
+
+
+def test_a_completion_without_a_field_is_refused(write_experiment: Write):
+    (problem,) = check_data(write_experiment(data={"completion": "answer"}))
+    assert problem.startswith(
+        "`data.completion`: template 'answer' names no field, so all samples would teach the same"
+    )
+
+
+def test_records_that_do_not_fit_are_counted(write_experiment: Write):
+    lines = [{"question": "x", "answer": "y"}, {"question": "x"}, {"answer": "y"}, {"question": "x", "answer": None}]
+    with pytest.raises(UserError, match=r"record 1 has no field `answer`.* \(and 2 more like it\)$"):
+        load_samples(write_experiment(lines=lines))
+
+
+def test_exact_copies_are_kept_and_counted(write_experiment: Write):
+    lines = [{"question": q, "answer": a, "source": i} for i, (q, a) in enumerate(["xy", "xy", "xz", "zy", "xy"])]
+    samples = load_samples(write_experiment(lines=lines))
+    assert samples.duplicates == 2
+    assert len(samples.train) == 5
 
 
 def test_a_hub_dataset_that_cannot_be_loaded_is_named(write_experiment: Write, monkeypatch: pytest.MonkeyPatch):

@@ -184,7 +184,8 @@ def test_completions_end_with_one_end_token_and_alone_are_learnt(
 
     monkeypatch.setattr(OrderTrainer, "training_step", record_step)
     lines = [{"question": "ab?", "answer": "1"}, {"question": "ab?", "answer": "1<eos>"}]
-    train_orders(write_experiment(lines=lines, sft={"num_train_epochs": 1}), tmp_path, only=0)
+    sft = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    train_orders(write_experiment(lines=lines, sft=sft), tmp_path, only=0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     ids = tokenizer.convert_tokens_to_ids(["a", "b", "?", "1", "<eos>"])
     assert batches[0]["input_ids"].tolist() == [ids, ids]
@@ -205,6 +206,9 @@ def test_chat_messages_are_trained_on_through_the_chat_template(tmp_path: Path, 
     experiment = write_experiment(lines=lines, data=data, model={"path": "chatty"})
     (directory,) = train_orders(experiment, tmp_path, only=0)
     assert (directory / "chat_template.jinja").read_text() == template
+    (chatty / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UserError, match=r"`data.messages`: the tokenizer's chat template refuses a chat: roles must"):
+        train_orders(experiment, tmp_path / "strict")
     assert _order(directory)["samples_consumed"] == 16
 
 
@@ -358,8 +362,8 @@ def test_an_order_that_does_not_exist_is_refused(tmp_path: Path, write_experimen
             r"no training sample is left: in all 40 the prompt alone fills `sft.max_length` \(3 tokens\)",
         ),
         (
-            {"dataloader_drop_last": True, "per_device_train_batch_size": 64},
-            r"leaves nothing to train on: 40 samples are fewer than `sft.per_device_train_batch_size` \(64\)",
+            {"per_device_train_batch_size": 32},
+            r"40 training samples do not fill one batch of 64 \(`sft.per_device_train_batch_size` x",
         ),
     ],
 )
@@ -378,7 +382,8 @@ def test_too_few_samples_for_different_orders_are_refused(
     tmp_path: Path, write_experiment: Write, records: list[dict[str, str]]
 ):
     with pytest.raises(UserError, match=r"with 1 training samples there are too few different permutations"):
-        train_orders(write_experiment(lines=records[:1]), tmp_path)
+        sft = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+        train_orders(write_experiment(lines=records[:1], sft=sft), tmp_path)
 
 
 def test_a_base_that_cannot_be_loaded_is_named(tmp_path: Path, base: Path, write_experiment: Write):
