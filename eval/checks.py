@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ordermerge.errors import UserError, did_you_mean
-from ordermerge.eval.models import local_folder, model_problem
+from ordermerge.eval.models import local_folder, missing_package, model_problem
 from ordermerge.eval.quiet import quiet
+from ordermerge.eval.task_files import data_problems
 from ordermerge.eval.tasks import find_tasks
 from ordermerge.experiment import EvaluationSection
 
@@ -28,6 +29,7 @@ def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | No
     try:
         with quiet():
             find_tasks(settings)
+            problems += data_problems(settings)
     except UserError as error:
         problems += error.problems
     return problems
@@ -48,6 +50,10 @@ def settings_problems(settings: EvaluationSection) -> list[str]:
     ]
     if settings.model not in MODEL_MAPPING:
         problems.append(f"model: unknown backend {settings.model!r}{did_you_mean(settings.model, list(MODEL_MAPPING))}")
+    elif missing := missing_package(settings.model):
+        problems.append(missing)
+    if settings.fewshot_as_multiturn and not settings.apply_chat_template:
+        problems.append("fewshot_as_multiturn: needs `apply_chat_template`; leave one out, or give both")
     if settings.limit is not None and settings.limit <= 0:
         problems.append(f"limit: must be above 0; got {settings.limit:g}; leave it out to score every document")
     return problems

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.errors import UserError
+from ordermerge.eval.explain import explained
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -44,7 +45,7 @@ def load_tasks(
         try:
             loaded = manager.load(list(names))
         except Exception as error:  # whatever the YAML, its functions or the data loader raise
-            problems.append(f"task {task!r} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}")
+            problems.append(f"task {task!r} cannot be loaded: {explained(error)}")
             continue
         found[task] = LoadedTask(_outermost(loaded), [*loaded["tasks"], *loaded["groups"]])
         unsafe = [name for name, item in loaded["tasks"].items() if getattr(item, "UNSAFE_CODE", False)]

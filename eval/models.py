@@ -15,7 +15,8 @@ FOLDER_BACKENDS = (*HF_BACKENDS, "vllm")
 ADAPTER_ARGS = {**dict.fromkeys(HF_BACKENDS, "peft"), "vllm": "lora_local_path"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-NOT_LOADED = (".md", ".log")
+NOT_LOADED = (".md", ".log", ".yml")
+MERGE_MARKER = "ordermerge.json"  # holds the time that a merge took: the same merge, made again, is the same model
 
 
 def model_names(models: Sequence[str]) -> dict[str, str]:
@@ -66,10 +67,14 @@ def identity(model: str) -> dict[str, Any]:
     folder = local_folder(model)
     if folder is None:
         return {"hub_id": model}
-    files = (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix not in NOT_LOADED)
-    content: dict[str, Any] = {p.name: fingerprint_file(p) for p in files if not p.name.startswith(".")}
+    files = (p for p in sorted(folder.iterdir()) if p.is_file() and _is_loaded(p))
+    content: dict[str, Any] = {p.name: fingerprint_file(p) for p in files}
     adapter = _adapter_config(folder)
     return {**content, "base_model": identity(adapter["base_model_name_or_path"])} if adapter else content
+
+
+def _is_loaded(file: Path) -> bool:
+    return file.suffix not in NOT_LOADED and file.name != MERGE_MARKER and not file.name.startswith(".")
 
 
 def loading_args(model: str, backend: str) -> dict[str, str]:
@@ -140,6 +145,24 @@ def _adapter_problem(folder: Path, backend: str) -> str | None:
         return str(error)
     problem = model_problem(config["base_model_name_or_path"], backend) if config else None
     return f"{folder} is an adapter whose base model cannot be loaded: {problem}" if problem else None
+
+
+def missing_package(backend: str) -> str | None:
+    """Return one sentence if a backend's package is not installed, None if it is.
+
+    Args:
+        backend: One of lm-eval's model backends.
+    """
+    if backend in HF_BACKENDS:
+        return None  # they need nothing that is not here already, and take seconds to import
+    from lm_eval.api.registry import get_model
+
+    try:
+        get_model(backend)
+    except ImportError as error:
+        wanted = "ordermerge[vllm]" if error.name == "vllm" else error.name
+        return f"model: the backend {backend!r} needs a package that is not installed ({error}); pip install '{wanted}'"
+    return None
 
 
 def _parts(model: str) -> tuple[str, ...]:

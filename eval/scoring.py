@@ -5,18 +5,22 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.errors import UserError
 from ordermerge.eval.checks import model_problems, settings_problems
+from ordermerge.eval.explain import explained
 from ordermerge.eval.harness import evaluate_model, free_memory
+from ordermerge.eval.hub import offline_if_unreachable
 from ordermerge.eval.loaded import LoadedTask, load_tasks
 from ordermerge.eval.models import identity
 from ordermerge.eval.quiet import quiet
 from ordermerge.eval.saved import load_rows, marker_name
 from ordermerge.eval.table import Row
-from ordermerge.eval.tasks import find_tasks, local_identity
+from ordermerge.eval.task_files import local_identity
+from ordermerge.eval.tasks import find_tasks, on_hub
 from ordermerge.experiment import EvaluationSection
 from ordermerge.files import write_text
 from ordermerge.provenance import record
@@ -29,7 +33,9 @@ STAGE = "eval"
 ERROR_FILE = "error.txt"
 # What does not change what is measured: scores made on another machine, or in smaller batches after an
 # out-of-memory error, still count. lm-eval notes both in its results. Each task has a step of its own.
-NOT_INPUTS = {"tasks", "include_path", "batch_size", "device", "confirm_run_unsafe_code"}
+# The files that `metadata` may name count by their content, as those of the tasks do.
+_ASIDE = ("tasks", "include_path", "batch_size", "max_batch_size", "device", "confirm_run_unsafe_code")
+NOT_INPUTS: Any = {**dict.fromkeys(_ASIDE, True), "metadata": {"data_files"}}
 
 
 class ScoringFailed(UserError):
@@ -76,12 +82,13 @@ def score_models(
     problems += model_problems({name: model for name, model in models.items() if name not in given}, settings, out)
     if problems:
         raise UserError(problems)
-    with quiet():
+    with quiet(), ExitStack() as network:
         identities = {name: given.get(name) or identity(model) for name, model in models.items()}
         # Decided for all at once, so that several processes decide alike.
         todo: dict[str, list[Step]] = {}
         for step in unfinished(evaluation_steps(identities, settings, out)):
             todo.setdefault(step.name, []).append(step)
+        network.enter_context(offline_if_unreachable(on_hub(settings, [models[name] for name in todo])))
         manager, tasks = _ready({name: models[name] for name in todo}, settings, out, todo) if todo else (None, {})
         failures = {}
         for position, (name, model) in enumerate(models.items(), start=1):
@@ -152,16 +159,11 @@ def _score_or_explain(
             mark_done(folder / step.marker, step.inputs, noted)
     except Exception as error:  # whatever a checkpoint or backend raises must not lose the models after it
         write_text(folder / ERROR_FILE, traceback.format_exc())
-        return f"{type(error).__name__}: {_first_sentence(str(error))} (traceback: {folder / ERROR_FILE})"
+        return f"{explained(error)} (traceback: {folder / ERROR_FILE})"
     finally:
         free_memory()
     (folder / ERROR_FILE).unlink(missing_ok=True)
     return None
-
-
-def _first_sentence(text: str, length: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def _is_main_process() -> bool:

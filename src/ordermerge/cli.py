@@ -11,8 +11,10 @@ import click
 
 from ordermerge import __version__
 from ordermerge.errors import UserError
+from ordermerge.options import LM_EVAL_NAMES, evaluation_options, names
 from ordermerge.stages import STAGES
 
+SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
@@ -132,26 +134,49 @@ def check(file: Path) -> None:
     click.echo(f"{file}: the {kind} is well-formed")
 
 
-@main.command(name="eval")
+@main.command(name="eval", context_settings=LM_EVAL_NAMES)
 @click.argument("models", nargs=-1, required=True)
-@click.option("--tasks", required=True, help="lm-eval task names, comma-separated.")
-@click.option("--include-path", help="Folder of local lm-eval task files.")
 @click.option("--out", default="eval-results", show_default=True, type=click.Path(path_type=Path), help="For results.")
-@click.option("--model", default="hf", show_default=True, help="lm-eval's model backend.")
-@click.option("--model-args", default="", help="Further backend arguments: key=value,key=value.")
-@click.option("--batch-size", default="1", show_default=True, help='A number, or "auto".')
-@click.option("--device", help='Such as "cuda:0" or "cpu".')
-@click.option("--num-fewshot", type=int, help="Examples before each question.")
-@click.option("--limit", type=float, help="Score only so many documents of each task (for trying things out).")
-@click.option("--gen-kwargs", default="", help="Generation arguments: key=value,key=value.")
-@click.option("--apply-chat-template", is_flag=True, help="Wrap requests in the model's chat template.")
-@click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run model-written code.")
+@evaluation_options
 @_user_errors
 def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) -> None:
-    """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table."""
+    """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table.
+
+    Options may be written as lm-eval writes them, with underscores. `ordermerge tasks` has tasks for your own data.
+    """
     from ordermerge.run import evaluate_models
 
-    evaluate_models(models, out, {"tasks": [name.strip() for name in tasks.split(",")], **settings})
+    evaluate_models(models, out, {"tasks": names(tasks), **settings})
+
+
+@main.command(context_settings=LM_EVAL_NAMES)
+@click.argument("models", nargs=-1, required=True)
+@click.option("--out", default="soup", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--method", default="linear", show_default=True, type=click.Choice(SOUP_METHODS), help="How to merge.")
+@click.option("--base", help="Base model's folder, for parameter_selection_resample.")
+@click.option("--metric", help='The score that chooses: "metric" or "metric,filter"; needed where a task has several.')
+@click.option("--test-tasks", default="", help="Tasks to score the finished soup on, once; others than --tasks.")
+@evaluation_options
+@_user_errors
+def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -> None:
+    """Merge those of MODELS that together score best on validation tasks, chosen one at a time.
+
+    OUT/model is the merged model, OUT/soup.json says what was tried.
+    """
+    from ordermerge.experiment import evaluation_section
+    from ordermerge.soup import make_soup
+
+    own = {name: options.pop(name) for name in ("out", "method", "base", "metric")}
+    given = {"tasks": names(tasks), **{key: value for key, value in options.items() if value not in (None, "")}}
+    make_soup(models, settings=evaluation_section(given), test_tasks=names(test_tasks), **own)
+
+
+@main.command()
+def tasks() -> None:
+    """Print the folder of ordermerge's lm-eval tasks for your own data: for lm_eval's --include_path, or to copy."""
+    from ordermerge.eval.task_data import PACK
+
+    click.echo(PACK)
 
 
 @main.command()

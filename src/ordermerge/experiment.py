@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ordermerge.errors import UserError, did_you_mean
 from ordermerge.files import read_yaml
+from ordermerge.pairs import read_pairs
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
@@ -112,11 +112,15 @@ class EvaluationSection(_Section):
         model: lm-eval's model backend.
         model_args: Further arguments of the backend.
         batch_size: A number, or "auto".
+        max_batch_size: The largest that "auto" may choose.
         device: Such as "cuda:0"; the first GPU, or the CPU where there is none, if not given.
         num_fewshot: Examples before each question.
         limit: Score only this many documents (or this fraction) of each task.
-        apply_chat_template: Whether to wrap requests in the model's chat template.
-        gen_kwargs: Generation arguments.
+        apply_chat_template: Whether to wrap requests in the model's chat template, or the name of one of its templates.
+        fewshot_as_multiturn: Whether examples are turns of their own in a chat; lm-eval's default is yes.
+        system_instruction: Text at the start of every request.
+        gen_kwargs: Generation arguments; they go before those of the tasks.
+        metadata: What the tasks' readers of data are given, such as `data_files`.
         confirm_run_unsafe_code: Consent to run model-written code, for the tasks that ask for it.
     """
 
@@ -125,11 +129,15 @@ class EvaluationSection(_Section):
     model: str = "hf"
     model_args: dict[str, Any] = {}
     batch_size: int | str = 1
+    max_batch_size: Annotated[int, Field(gt=0)] | None = None
     device: str | None = None
     num_fewshot: int | None = None
     limit: float | None = None
     apply_chat_template: bool | str = False
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
     gen_kwargs: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     confirm_run_unsafe_code: bool = False
 
 
@@ -202,18 +210,16 @@ def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
     """Return an evaluation section made of single values, such as a command line's.
 
     Args:
-        values: By key of the section; `model_args` and `gen_kwargs` may be lm-eval's `key=value,key=value` text.
+        values: By key of the section; `model_args`, `gen_kwargs` and `metadata` may be text as for lm-eval's command,
+            `key=value,key=value` or a JSON object.
 
     Raises:
         UserError: With every problem found.
     """
     given = dict(values)
-    for key in ("model_args", "gen_kwargs"):
+    for key in ("model_args", "gen_kwargs", "metadata"):
         if isinstance(text := given.get(key), str):
-            pairs = [pair.partition("=") for pair in text.split(",")]
-            if bad := [name for name, equals, _ in pairs if not equals]:
-                raise UserError(f"{key}: must be key=value,key=value; got {bad[0]!r} in {text!r}")
-            given[key] = {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+            given[key] = read_pairs(key, text)
     if str(given.get("batch_size")).isdigit():
         given["batch_size"] = int(given["batch_size"])
     try:

@@ -1,6 +1,7 @@
 """What an experiment amounts to: its problems, its steps, its models."""
 
 from pathlib import Path
+from typing import Any
 
 from ordermerge.errors import UserError
 from ordermerge.eval.checks import check_evaluation
@@ -77,15 +78,28 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
 
 
 def evaluation_settings(experiment: Experiment) -> EvaluationSection:
-    """Return the evaluation section with its include path found.
+    """Return the evaluation section with its include path and the data files of its `metadata` found.
 
     Args:
         experiment: An experiment that has one.
     """
     settings = experiment.evaluation
     assert settings is not None
-    found = experiment.locate(settings.include_path) if settings.include_path else None
-    return settings.model_copy(update={"include_path": str(found)}) if found else settings
+    found: dict[str, Any] = {}
+    if settings.include_path:
+        found["include_path"] = str(experiment.locate(settings.include_path) or settings.include_path)
+    if "data_files" in settings.metadata:
+        found["metadata"] = {**settings.metadata, "data_files": _found(experiment, settings.metadata["data_files"])}
+    return settings.model_copy(update=found)
+
+
+def _found(experiment: Experiment, data_files: Any) -> Any:
+    """Return a `data_files` entry (a name, a list, or either by split) with every file found."""
+    if isinstance(data_files, dict):
+        return {split: _found(experiment, files) for split, files in data_files.items()}
+    if isinstance(data_files, list):
+        return [_found(experiment, file) for file in data_files]
+    return str(experiment.locate(str(data_files)) or data_files)
 
 
 def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:

@@ -32,7 +32,8 @@ def test_model_names_same_model_twice_is_refused(tmp_path, monkeypatch):
 def test_identity_follows_loaded_files_only(tmp_path, family):
     model = shutil.copytree(family[0], tmp_path / "model")
     before = identity(str(model))
-    (model / "README.md").write_text("a model card")
+    for name in ("README.md", "mergekit_config.yml", "ordermerge.json"):
+        (model / name).write_text("how it was made")
     (model / "order").mkdir()
     (model / "order" / "order.json").write_text("{}")
     assert identity(str(model)) == before == identity(str(family[0]))

@@ -6,7 +6,8 @@ import pytest
 
 from ordermerge.errors import UserError
 from ordermerge.eval.loaded import LoadedTask, distinct_items, load_tasks
-from ordermerge.eval.tasks import find_tasks, local_identity
+from ordermerge.eval.task_files import local_identity
+from ordermerge.eval.tasks import find_tasks
 from ordermerge.experiment import EvaluationSection
 
 
@@ -17,7 +18,8 @@ def ask(folder: Path, *tasks: str) -> EvaluationSection:
 def test_find_tasks_local_tasks_leave_lm_evals_collection_unread(tasks):
     manager, names = find_tasks(ask(tasks, "both", "surprise"))
     assert names == {"both": ["both"], "surprise": ["surprise"]}
-    assert manager.all_tasks == ["both", "choice", "echo", "surprise"]
+    own = ["ordermerge_completion", "ordermerge_final_answer", "ordermerge_text"]
+    assert manager.all_tasks == ["both", "choice", "echo", *own, "surprise"]
 
 
 def test_find_tasks_unknown_names_nearest_place_and_unreadable_files(own_tasks):
@@ -31,7 +33,11 @@ def test_find_tasks_unknown_names_nearest_place_and_unreadable_files(own_tasks):
         "task 'chioce' is unknown (did you mean 'choice'?)",
         "task 'arc_easi' is unknown (did you mean 'arc_easy'?)",
     }
-    assert f"looked in {own_tasks} (both, choice, echo, parent, surprise) and lm-eval's own" in first
+    assert (
+        f"looked in {own_tasks} (both, choice, echo, parent, surprise), ordermerge's own (ordermerge_completion, "
+        in first
+    )
+    assert "ordermerge_text) and lm-eval's " in first
     assert files[0].startswith(f"{own_tasks / 'broken.yaml'} cannot be read as a task: while parsing a flow sequence")
     assert files[1] == f"{own_tasks / 'other.yml'} is not read: lm-eval looks for *.yaml; rename it"
 

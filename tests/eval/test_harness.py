@@ -1,0 +1,110 @@
+"""What a user asks for reaches lm-eval under lm-eval's own names."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ordermerge.cli import main
+from ordermerge.errors import UserError
+from ordermerge.eval.harness import evaluate_model
+from ordermerge.experiment import EvaluationSection, evaluation_section
+from ordermerge.pairs import read_pairs
+
+
+def test_every_option_reaches_lm_eval(tmp_path, monkeypatch, tasks, family):
+    asked: dict[str, Any] = {}
+
+    def listen(**arguments: Any) -> None:
+        asked.update(arguments)
+        raise KeyError("heard enough")
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", listen)
+    options = [
+        *("--tasks", "choice", "--include_path", tasks, "--batch_size", "auto", "--max_batch_size", "64"),
+        *("--model_args", "dtype=bfloat16,max_length=64", "--device", "cpu", "--num_fewshot", "3", "--limit", "0.5"),
+        *("--gen_kwargs", "temperature=0.7,do_sample=true,until=['a','b']", "--apply_chat_template"),
+        *("--fewshot_as_multiturn", "false", "--system_instruction", "Be brief.", "--metadata", '{"x": [1]}'),
+        *("--confirm_run_unsafe_code", "--out", tmp_path / "out"),
+    ]
+    CliRunner().invoke(main, ["eval", str(family[0]), *map(str, options)])
+    manager = asked.pop("task_manager")
+    assert manager.metadata == {"dtype": "bfloat16", "max_length": 64, "x": [1]}
+    asked.pop("evaluation_tracker")
+    assert asked == {
+        "model": "hf",
+        "model_args": {"dtype": "bfloat16", "max_length": 64, "pretrained": str(family[0])},
+        "tasks": ["choice"],
+        "num_fewshot": 3,
+        "batch_size": "auto",
+        "max_batch_size": 64,
+        "device": "cpu",
+        "limit": 0.5,
+        "apply_chat_template": True,
+        "fewshot_as_multiturn": False,
+        "system_instruction": "Be brief.",
+        "gen_kwargs": {"temperature": 0.7, "do_sample": True, "until": ["a", "b"]},
+        "confirm_run_unsafe_code": True,
+        "log_samples": True,
+    }
+
+
+def test_vllm_is_given_the_folder_and_its_arguments_and_no_device(tmp_path, monkeypatch, family):
+    """vLLM itself is not here: lm-eval's own code is run up to the engine's start."""
+    started: dict[str, Any] = {}
+
+    class LLM:
+        def __init__(self, **arguments: Any):
+            started.update(arguments)
+            raise KeyError("heard enough")
+
+    def module(name: str, **content: Any) -> None:
+        made = types.ModuleType(name)
+        made.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, made)
+
+    module("vllm", LLM=LLM, SamplingParams=None, TokensPrompt=None, __spec__=types.SimpleNamespace(name="vllm"))
+    module("vllm.lora")
+    module("vllm.lora.request", LoRARequest=None)
+    module("vllm.tokenizers", get_tokenizer=None)
+    module("vllm.renderers")
+    module("vllm.renderers.hf", resolve_chat_template=None)
+    monkeypatch.delitem(sys.modules, "lm_eval.models.vllm_causallms", raising=False)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.11.0")
+    settings = EvaluationSection(
+        tasks=["t"], model="vllm", batch_size="auto", model_args={"dtype": "bfloat16", "gpu_memory_utilization": 0.8}
+    )
+    with pytest.raises(KeyError, match="heard enough"):
+        evaluate_model(str(family[0]), None, ["t"], settings, tmp_path)
+    assert (started["model"], started["dtype"]) == (str(family[0]), "bfloat16")
+    assert started["gpu_memory_utilization"] == 0.8
+    assert "device" not in started
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("a=1,b=x", {"a": 1, "b": "x"}),
+        ("lr=1e-5,t=0.5,on=true", {"lr": 1e-5, "t": 0.5, "on": True}),
+        ("until=['a','b'],n=2", {"until": ["a", "b"], "n": 2}),
+        ("a={x: 1, y: 2}", {"a": {"x": 1, "y": 2}}),
+        ("a=b=c", {"a": "b=c"}),
+        ('{"a": "{{x}}, y", "b": null}', {"a": "{{x}}, y", "b": None}),
+    ],
+)
+def test_read_pairs_takes_both_forms(text, pairs):
+    assert read_pairs("gen_kwargs", text) == pairs
+
+
+@pytest.mark.parametrize("text", ["a", "a=1,b", '{"a": ', "a=[1", "{a}]"])
+def test_read_pairs_refuses_other_text_by_name(text):
+    with pytest.raises(UserError, match=r"^metadata: must be key=value,key=value"):
+        evaluation_section({"tasks": ["t"], "metadata": text})
+
+
+def test_tasks_command_prints_the_folder():
+    folder = Path(CliRunner().invoke(main, ["tasks"]).output.strip())
+    assert (folder / "final_answer.yaml").is_file()
