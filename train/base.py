@@ -1,6 +1,8 @@
 """The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,22 +106,51 @@ def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
 def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, directory: Path) -> None:
     """Write a plain checkpoint: the trained weights, everything else as in the base model.
 
+    All processes must call it; the main one writes. The trainer can go on training afterwards.
+
     Args:
         trainer: The trainer whose model is trained.
         base: What it started from.
         experiment: The experiment, for the base model's tokenizer.
         directory: The folder to fill.
     """
-    # The trainers switch the key/value cache off and write pad and end tokens into both configurations.
-    base.model.config = base.config
-    if base.generation_config is not None:
-        base.model.generation_config = base.generation_config
     tokenizer = load_tokenizer(experiment)
     for key in ("is_local", "local_files_only"):  # how it was loaded, which would be saved as if it were its own
         tokenizer.init_kwargs.pop(key, None)
-    trainer.processing_class = tokenizer
-    trainer.save_model(str(directory))
-    (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
+    with _as_given(trainer, base, tokenizer), _whole_weights(trainer):
+        trainer.save_model(str(directory))
+    if trainer.args.should_save:
+        (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
+
+
+@contextmanager
+def _as_given(trainer: Trainer, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Undo for a while what trainers do: switch the cache off, write pad and end tokens into both configurations."""
+    model = base.model
+    changed = model.config, model.generation_config, trainer.processing_class
+    model.config, trainer.processing_class = base.config, tokenizer
+    if base.generation_config is not None:
+        model.generation_config = base.generation_config
+    try:
+        yield
+    finally:
+        model.config, model.generation_config, trainer.processing_class = changed
+
+
+@contextmanager
+def _whole_weights(trainer: Trainer) -> Iterator[None]:
+    """Have FSDP gather the model for a while: of its other form, shards, the Trainer saves no model at all."""
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        yield
+        return
+    before = plugin.state_dict_type, plugin.state_dict_config, plugin.optim_state_dict_config
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # else those of the other form would stay
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        yield
+    finally:
+        plugin.state_dict_type, plugin.state_dict_config, plugin.optim_state_dict_config = before
 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:

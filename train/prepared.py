@@ -60,10 +60,15 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
             f"({args.max_length} tokens); raise it"
         )
-    if args.dataloader_drop_last and len(train) < args.per_device_train_batch_size:
+    size, together = args.per_device_train_batch_size, args.world_size
+    if trainer.get_total_train_batch_size(args) != size * args.gradient_accumulation_steps * together:
+        raise UserError("tensor, context and sequence parallelism are not supported, as processes then share samples")
+    together *= processes
+    if args.dataloader_drop_last and len(train) < size * together:
+        over = f" in each of {together} processes" if together > 1 else ""
         raise UserError(
             f"`sft.dataloader_drop_last` leaves nothing to train on: {len(train)} samples are fewer than "
-            f"`sft.per_device_train_batch_size` ({args.per_device_train_batch_size})"
+            f"`sft.per_device_train_batch_size` ({size}){over}"
         )
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
     batch = processes * trainer.get_total_train_batch_size(args)

@@ -1,12 +1,10 @@
 """Fine-tuning of one base model in K orders, through TRL's SFTTrainer."""
 
+import functools
 import gc
-import os
-import time
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
@@ -14,19 +12,26 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 from ordermerge import provenance, stages
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
-from ordermerge.files import fingerprint_path, new_directory
-from ordermerge.space import checkpoint_bytes, require_space
+from ordermerge.files import fingerprint, fingerprint_path
+from ordermerge.space import require_space
+from ordermerge.train import processes
 from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
+from ordermerge.train.checkpoints import KEPT, Saves, disk_needed, plan_saves
 from ordermerge.train.data import Samples, check_data, data_file, load_samples
 from ordermerge.train.given import check_orders, order_inputs
+from ordermerge.train.orders import epoch_fingerprints
 from ordermerge.train.prepared import Prepared, prepare
+from ordermerge.train.processes import say
 from ordermerge.train.quiet import is_interactive, quiet
-from ordermerge.train.record import describe, warnings
-from ordermerge.train.settings import TRAINING_SEED, check_sft, make_config
+from ordermerge.train.record import describe, outcome, outcome_lines, warnings
+from ordermerge.train.resume import Start, Training
+from ordermerge.train.saving import Saver
+from ordermerge.train.settings import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer
+from ordermerge.train.workplace import LOGS, prepare_start, state_directory, workplace
 
 MARKER = "order/order.json"
-__all__ = ["check_sft", "order_steps", "train_orders"]
+__all__ = ["check_sft", "order_steps", "orders_to_train", "train_orders"]
 
 
 def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
@@ -43,32 +48,46 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     Raises:
         UserError: If the configuration, the data or the base model is wrong, or a finished order had other inputs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun and `accelerate launch`
-        raise UserError(
-            "training one order over several processes is not possible yet; start `ordermerge train` without a "
-            "launcher, once for each order with `--order` if you have several GPUs"
-        )
+    if problems := check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
+        raise UserError(problems)
+    steps, todo = processes.on_main(lambda: orders_to_train(experiment, run_directory, only))
+    if todo:
+        with quiet():
+            _train_all(experiment, todo)
+    return [step.output for step in steps]
+
+
+def orders_to_train(
+    experiment: Experiment, run_directory: Path, only: int | None
+) -> tuple[list[stages.Step], list[stages.Step]]:
+    """Check all that can be checked before training, and say which orders are kept.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Holds `orders/0` to `orders/K-1`.
+        only: The one order asked for, or None for all.
+
+    Returns:
+        The steps of the orders asked for, and those of them that are to be trained.
+
+    Raises:
+        UserError: If the configuration is wrong, or a finished order had other inputs.
+    """
     if problems := [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]:
         raise UserError(problems)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
-    directories = {order: run_directory / "orders" / str(order) for order in (range(count) if only is None else [only])}
-    steps = [step for step in order_steps(experiment, run_directory) if step.output in directories.values()]
+    steps = [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
     todo = stages.unfinished(steps)
     for step in steps:
         if step not in todo:
-            _say(f"{step.name}: already trained, kept {step.output}")
-    if todo:
-        needed = len(todo) * checkpoint_bytes(Path(experiment.model_path()), experiment.model.dtype)
-        require_space(run_directory, needed, f"training {len(todo)} sub-models")
-        with quiet():
-            _train_all(experiment, todo)
-    return list(directories.values())
+            say(f"{step.name}: already trained, kept {step.output}")
+    return steps, todo
 
 
 def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
-    """Return a step for each order.
+    """Return a step for each order; `sft` fields that cannot change the weights are not among its inputs.
 
     Args:
         experiment: The experiment.
@@ -82,8 +101,10 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
             "fingerprints": {name: fingerprint_path(path) for name, path in files.items() if path is not None},
         },
         "orders": order_inputs(experiment),
-        "sft": experiment.sft,
+        "sft": {name: value for name, value in experiment.sft.items() if name not in WITHOUT_EFFECT},
     }
+    if experiment.checkpoints.every is not None:
+        inputs["checkpoints"] = experiment.checkpoints.every
     return [
         stages.Step(
             "train", f"order_{order}", run_directory / "orders" / str(order), MARKER, {"order": order, **inputs}
@@ -94,32 +115,36 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
 
 def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     """Train the orders one after the other; the data is loaded and tokenised once for all."""
-    samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+    samples, tokenizer, threads = load_samples(experiment), load_tokenizer(experiment), torch.get_num_threads()
     prepared: Prepared | None = None
     for step in todo:
-        order, started = step.inputs["order"], time.perf_counter()
-        with new_directory(step.output) as partial:
+        with workplace(step.output) as directory:
+            training = Training(step.inputs, processes.count(), threads)
+            start = processes.on_main(functools.partial(prepare_start, directory, training))
+            torch.set_num_threads(start.threads)
             base = load_model(experiment)
-            trainer = _make_trainer(experiment, order, base, tokenizer, prepared or samples, partial)
+            trainer = _make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
             if prepared is None:
                 prepared = prepare(experiment, samples, trainer)
+                _require_agreement(samples, prepared)
                 for warning in warnings(samples, prepared, base, tokenizer):
-                    _say(f"warning: {warning}")
-            _say(f"{step.name}: training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs")
-            trained = _train_one(trainer, prepared.orders[order])
-            save_submodel(trainer, base, experiment, partial)
-            if not any((partial / "logs").iterdir()):
-                (partial / "logs").rmdir()
-            permutations = {"permutations": prepared.orders[order].clone(), "sample_ids": prepared.sample_ids}
-            (partial / "order").mkdir()
-            save_file(permutations, partial / "order" / "permutations.safetensors")
-            seconds = round(time.perf_counter() - started, 3)
-            record = {**describe(experiment, order, samples, prepared), **trained, "seconds": seconds}
-            record |= provenance.record(experiment.directory)
-            stages.mark_done(partial / MARKER, step.inputs, record)
-        _say(f"{step.name}: trained in {seconds:.1f} s, mean loss {trained['train_loss']:.4f} -> {step.output}")
-        del base, trainer
+                    say(f"warning: {warning}")
+            trainer.permutations = prepared.orders[step.inputs["order"]]
+            saver = _make_saver(experiment, trainer, base, prepared, training, directory)
+            if step == todo[0]:
+                processes.on_main(functools.partial(_require_disk, trainer, saver.saves, directory, len(todo)))
+            for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
+                say(f"{step.name}: {line}")
+            _train_one(trainer, saver, start)
+            save_submodel(trainer, base, experiment, directory)
+            record = {**describe(experiment, step.inputs["order"], samples, prepared), **outcome(trainer, saver, start)}
+            if processes.rank() == 0:
+                _finish(experiment, step, prepared, record, directory)
+        for line in outcome_lines(record, step.output):
+            say(f"{step.name}: {line}")
+        del base, trainer, saver
         _free_memory()
+    torch.set_num_threads(threads)
 
 
 def _make_trainer(
@@ -133,7 +158,7 @@ def _make_trainer(
     """Return the trainer of an order; it prepares the data if that has not been done."""
     args = make_config(
         experiment,
-        directory / "logs",
+        directory / LOGS,
         disable_tqdm=not is_interactive(),
         run_name=f"{experiment.name}-{order}",
         dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
@@ -148,30 +173,64 @@ def _make_trainer(
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"TRL's SFTTrainer refuses the model, the data or the `sft` section: {error}") from error
+    trainer.state_directory = state_directory(directory)
     trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
     return trainer
 
 
-def _train_one(trainer: OrderTrainer, permutations: torch.Tensor) -> dict[str, Any]:
-    """Train in the given order and return what came of it."""
-    trainer.permutations = permutations
+def _make_saver(
+    experiment: Experiment,
+    trainer: OrderTrainer,
+    base: BaseModel,
+    prepared: Prepared,
+    training: Training,
+    directory: Path,
+) -> Saver:
+    """Return what follows the training and saves between its steps."""
+
+    def keep(step: int) -> None:
+        save_submodel(trainer, base, experiment, directory / KEPT / f"step-{step}")
+
+    saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
+    return Saver(trainer, prepared.sample_ids, training, saves, keep)
+
+
+def _require_agreement(samples: Samples, prepared: Prepared) -> None:
+    """Refuse to train where processes have loaded different data, as from folders that differ between machines."""
+    mine = fingerprint([samples.fingerprint, prepared.sample_ids.tolist(), [*map(epoch_fingerprints, prepared.orders)]])
+    if len(set(processes.gather(mine))) > 1:
+        raise UserError(
+            "the processes have not loaded the same samples in the same orders; give all machines the same data, "
+            "tokenizer and library versions"
+        )
+
+
+def _require_disk(trainer: OrderTrainer, saves: Saves, directory: Path, orders: int) -> None:
+    """Say how much disk the training takes, and refuse it if that is not there."""
+    needed = disk_needed(trainer.model, saves, orders)
+    require_space(directory, needed, f"training {orders} sub-models")
+    kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
+    resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
+    say(f"training {orders} sub-models{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
+
+
+def _train_one(trainer: OrderTrainer, saver: Saver, start: Start) -> None:
+    trainer.add_callback(saver)
     # Again, as only the first order's trainer has prepared the data: from here on all orders draw the same numbers.
     set_seed(TRAINING_SEED)
-    output = trainer.train()
-    history = trainer.state.log_history
-    return {
-        "batch_size": trainer.get_total_train_batch_size(trainer.args),
-        "steps": output.global_step,
-        "samples_consumed": trainer.consumed,
-        "padding_repeats": 0,
-        "train_loss": output.training_loss,
-        "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
-        "eval_losses": [
-            {"step": entry["step"], "loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry
-        ],
-        "device": trainer.args.device.type,
-        "threads": torch.get_num_threads(),
-    }
+    trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+
+
+def _finish(
+    experiment: Experiment, step: stages.Step, prepared: Prepared, record: dict[str, Any], directory: Path
+) -> None:
+    """Write all of a sub-model but its model, the marker last."""
+    if (logs := directory / LOGS).exists() and not any(logs.iterdir()):
+        logs.rmdir()
+    permutations = {"permutations": prepared.orders[step.inputs["order"]].clone(), "sample_ids": prepared.sample_ids}
+    (directory / "order").mkdir()
+    save_file(permutations, directory / "order" / "permutations.safetensors")
+    stages.mark_done(directory / MARKER, step.inputs, {**record, **provenance.record(experiment.directory)})
 
 
 def _free_memory() -> None:
@@ -179,7 +238,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

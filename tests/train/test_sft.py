@@ -253,15 +253,6 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path, write_experiment: Writ
         train_orders(write_experiment(lines=records[:-1]), tmp_path)
 
 
-def test_several_processes_are_refused_before_anything_is_done(
-    tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="over several processes is not possible yet; start `ordermerge train` without"):
-        train_orders(write_experiment(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_interrupted_order_leaves_nothing_that_looks_finished(
     tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
 ):
