@@ -50,9 +50,13 @@ def prepare_start(partial: Path, training: Training) -> Start:
         UserError: If what is there needs another number of processes.
     """
     start = find_start(state_directory(partial), training)
-    for path in [*partial.iterdir(), *partial.glob(f"{KEPT}/step-*")]:
-        if start.step == 0 or not _is_from_before(path, start.step):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    for path in [*partial.glob(f"{KEPT}/step-*"), *partial.iterdir()]:
+        if start.step and _is_from_before(path, start.step):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     return start
 
 
