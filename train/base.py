@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -117,8 +118,8 @@ def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, dir
     tokenizer = load_tokenizer(experiment)
     for key in ("is_local", "local_files_only"):  # how it was loaded, which would be saved as if it were its own
         tokenizer.init_kwargs.pop(key, None)
-    with _as_given(trainer, base, tokenizer), _whole_weights(trainer):
-        trainer.save_model(str(directory))
+    with _as_given(trainer, base, tokenizer):
+        _save_weights(trainer, getattr(torch, experiment.model.dtype), directory)
     if trainer.args.should_save:
         (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
 
@@ -137,20 +138,13 @@ def _as_given(trainer: Trainer, base: BaseModel, tokenizer: PreTrainedTokenizerB
         model.config, model.generation_config, trainer.processing_class = changed
 
 
-@contextmanager
-def _whole_weights(trainer: Trainer) -> Iterator[None]:
-    """Have FSDP gather the model for a while: of its other form, shards, the Trainer saves no model at all."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is None:
-        yield
+def _save_weights(trainer: Trainer, dtype: torch.dtype, directory: Path) -> None:
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model(str(directory))
         return
-    before = plugin.state_dict_type, plugin.state_dict_config, plugin.optim_state_dict_config
-    plugin.state_dict_config = plugin.optim_state_dict_config = None  # else those of the other form would stay
-    plugin.set_state_dict_type("FULL_STATE_DICT")
-    try:
-        yield
-    finally:
-        plugin.state_dict_type, plugin.state_dict_config, plugin.optim_state_dict_config = before
+    # Where FSDP keeps shards, `save_model` saves no weights; and FSDP 2 trains bfloat16 weights as float32.
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    trainer._save(str(directory), {name: value.to(dtype) for name, value in weights.items()})
 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:

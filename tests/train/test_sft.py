@@ -78,6 +78,8 @@ def test_each_order_trains_on_its_permutations_and_is_a_plain_checkpoint(
             assert json.loads((directory / name).read_text()) == json.loads((base / name).read_text())
         assert any(not torch.equal(value, _weights(base)[name]) for name, value in _weights(directory).items())
     assert not _equal(*directories)
+    assert sorted(consumed[0]) == sorted(consumed[1]) == sorted(2 * names)
+    assert _order(directories[0])["steps"] == _order(directories[1])["steps"] == 14
     assert not list((tmp_path / "run" / "orders").glob(".*"))
 
 
@@ -88,7 +90,8 @@ def test_the_record_tells_how_a_sub_model_was_made(tmp_path: Path, write_experim
     told = {"order": 1, "count": 2, "strategy": "random", "seed": 0, "epochs": 2, "samples": 40, "batch_size": 6}
     told |= {"dropped": 0, "truncated": 0, "empty": 0, "samples_consumed": 80, "padding_repeats": 0, "steps": 14}
     assert {name: record[name] for name in told} == told
-    assert record["threads"] == torch.get_num_threads()
+    told = {"processes": 1, "threads": torch.get_num_threads(), "resumed_after_step": None, "checkpoints": []}
+    assert {name: record[name] for name in told} == told
     assert [entry["step"] for entry in record["losses"]] == [2, 4, 6, 8, 10, 12, 14]
     mean = sum(entry["loss"] for entry in record["losses"]) / 7
     assert record["train_loss"] == pytest.approx(mean, rel=1e-5)
