@@ -1,10 +1,13 @@
 """Which steps of a training are saved, and how much disk that takes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from ordermerge.experiment import CheckpointsSection
+from ordermerge.space import require_space
+from ordermerge.train.processes import say
 
 KEPT = "checkpoints"  # folder in a sub-model's, with a folder `step-N` for each
 
@@ -32,6 +35,25 @@ def plan_saves(section: CheckpointsSection, steps: int, epochs: int) -> Saves:
     """
     kept = _marks(section.every, steps) if section.every is not None else frozenset()
     return Saves(kept, _marks(section.resume_every or steps // epochs, steps))
+
+
+def require_disk(model: nn.Module, saves: Saves, directory: Path, orders: int) -> None:
+    """Say how much disk a training takes, and refuse it if that is not free.
+
+    Args:
+        model: The model to be trained.
+        saves: What is saved of each training.
+        directory: Where it is saved.
+        orders: How many orders are to be trained, one after the other.
+
+    Raises:
+        UserError: If it is not free.
+    """
+    needed = disk_needed(model, saves, orders)
+    require_space(directory, needed, f"training {orders} sub-models")
+    kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
+    resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
+    say(f"training {orders} sub-models{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
 
 
 def disk_needed(model: nn.Module, saves: Saves, orders: int) -> int:

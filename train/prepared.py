@@ -9,9 +9,11 @@ from trl import SFTConfig
 
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
+from ordermerge.files import fingerprint
+from ordermerge.train import processes as together
 from ordermerge.train.data import SAMPLE_ID, Samples
 from ordermerge.train.given import given_orders
-from ordermerge.train.orders import STRATEGIES, check_distinct
+from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints
 from ordermerge.train.trainer import OrderTrainer
 
 
@@ -60,12 +62,12 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
             f"({args.max_length} tokens); raise it"
         )
-    size, together = args.per_device_train_batch_size, args.world_size
-    if trainer.get_total_train_batch_size(args) != size * args.gradient_accumulation_steps * together:
+    size, sharing = args.per_device_train_batch_size, args.world_size
+    if trainer.get_total_train_batch_size(args) != size * args.gradient_accumulation_steps * sharing:
         raise UserError("tensor, context and sequence parallelism are not supported, as processes then share samples")
-    together *= processes
-    if args.dataloader_drop_last and len(train) < size * together:
-        over = f" in each of {together} processes" if together > 1 else ""
+    sharing *= processes
+    if args.dataloader_drop_last and len(train) < size * sharing:
+        over = f" in each of {sharing} processes" if sharing > 1 else ""
         raise UserError(
             f"`sft.dataloader_drop_last` leaves nothing to train on: {len(train)} samples are fewer than "
             f"`sft.per_device_train_batch_size` ({size}){over}"
@@ -75,6 +77,24 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
     orders = _lay_orders(experiment, samples, ids, int(args.num_train_epochs), batch)
     truncated = len(trainer.cut.intersection(ids.tolist()))
     return Prepared(train, trainer.eval_dataset, ids, orders, batch, dropped, truncated)
+
+
+def require_agreement(samples: Samples, prepared: Prepared) -> None:
+    """Refuse to train where processes have different data, as from folders that differ between machines.
+
+    Args:
+        samples: The data as this process has loaded it.
+        prepared: The data as it would train on it.
+
+    Raises:
+        UserError: On all processes, if they differ.
+    """
+    ids, orders = prepared.sample_ids.tolist(), [epoch_fingerprints(order) for order in prepared.orders]
+    if len(set(together.gather(fingerprint([samples.fingerprint, ids, orders])))) > 1:
+        raise UserError(
+            "the processes have not loaded the same samples in the same orders; give all machines the same data, "
+            "tokenizer and library versions"
+        )
 
 
 def _lay_orders(experiment: Experiment, samples: Samples, ids: torch.Tensor, epochs: int, batch: int) -> torch.Tensor:

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from ordermerge import provenance
 from ordermerge.experiment import Experiment
+from ordermerge.stages import Step, mark_done
 from ordermerge.train import processes
 from ordermerge.train.base import BaseModel
 from ordermerge.train.checkpoints import KEPT
@@ -17,6 +20,9 @@ from ordermerge.train.resume import Start
 from ordermerge.train.saving import Saver
 from ordermerge.train.settings import TRAINING_SEED
 from ordermerge.train.trainer import OrderTrainer
+from ordermerge.train.workplace import LOGS
+
+MARKER = "order/order.json"
 
 
 def describe(experiment: Experiment, order: int, samples: Samples, prepared: Prepared) -> dict[str, Any]:
@@ -74,6 +80,24 @@ def outcome(trainer: OrderTrainer, saver: Saver, start: Start) -> dict[str, Any]
         "resumed_after_step": start.step or None,
         "seconds": round(saver.seconds, 3),
     }
+
+
+def write_record(experiment: Experiment, step: Step, prepared: Prepared, record: dict[str, Any], folder: Path) -> None:
+    """Write all of a sub-model but its model, the marker last.
+
+    Args:
+        experiment: The experiment.
+        step: The order.
+        prepared: The data as trained on.
+        record: What `describe` and `outcome` returned.
+        folder: The sub-model's folder.
+    """
+    if (logs := folder / LOGS).exists() and not any(logs.iterdir()):
+        logs.rmdir()
+    permutations = {"permutations": prepared.orders[step.inputs["order"]].clone(), "sample_ids": prepared.sample_ids}
+    (folder / "order").mkdir()
+    save_file(permutations, folder / "order" / "permutations.safetensors")
+    mark_done(folder / MARKER, step.inputs, {**record, **provenance.record(experiment.directory)})
 
 
 def outcome_lines(record: dict[str, Any], output: Path) -> list[str]:

@@ -3,34 +3,29 @@
 import functools
 import gc
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
-from ordermerge import provenance, stages
+from ordermerge import stages
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
-from ordermerge.files import fingerprint, fingerprint_path
-from ordermerge.space import require_space
+from ordermerge.files import fingerprint_path
 from ordermerge.train import processes
 from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
-from ordermerge.train.checkpoints import KEPT, Saves, disk_needed, plan_saves
+from ordermerge.train.checkpoints import KEPT, plan_saves, require_disk
 from ordermerge.train.data import Samples, check_data, data_file, load_samples
 from ordermerge.train.given import check_orders, order_inputs
-from ordermerge.train.orders import epoch_fingerprints
-from ordermerge.train.prepared import Prepared, prepare
+from ordermerge.train.prepared import Prepared, prepare, require_agreement
 from ordermerge.train.processes import say
 from ordermerge.train.quiet import is_interactive, quiet
-from ordermerge.train.record import describe, outcome, outcome_lines, warnings
-from ordermerge.train.resume import Start, Training
+from ordermerge.train.record import MARKER, describe, outcome, outcome_lines, warnings, write_record
+from ordermerge.train.resume import Training
 from ordermerge.train.saving import Saver
 from ordermerge.train.settings import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer
 from ordermerge.train.workplace import LOGS, prepare_start, state_directory, workplace
 
-MARKER = "order/order.json"
 __all__ = ["check_sft", "order_steps", "orders_to_train", "train_orders"]
 
 
@@ -126,20 +121,23 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             trainer = _make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
             if prepared is None:
                 prepared = prepare(experiment, samples, trainer)
-                _require_agreement(samples, prepared)
+                require_agreement(samples, prepared)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     say(f"warning: {warning}")
             trainer.permutations = prepared.orders[step.inputs["order"]]
             saver = _make_saver(experiment, trainer, base, prepared, training, directory)
             if step == todo[0]:
-                processes.on_main(functools.partial(_require_disk, trainer, saver.saves, directory, len(todo)))
+                processes.on_main(functools.partial(require_disk, trainer.model, saver.saves, directory, len(todo)))
             for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
                 say(f"{step.name}: {line}")
-            _train_one(trainer, saver, start)
+            trainer.add_callback(saver)
+            # Again, as only the first order's trainer has prepared the data: from here on all draw the same numbers.
+            set_seed(TRAINING_SEED)
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             save_submodel(trainer, base, experiment, directory)
             record = {**describe(experiment, step.inputs["order"], samples, prepared), **outcome(trainer, saver, start)}
             if processes.rank() == 0:
-                _finish(experiment, step, prepared, record, directory)
+                write_record(experiment, step, prepared, record, directory)
         for line in outcome_lines(record, step.output):
             say(f"{step.name}: {line}")
         del base, trainer, saver
@@ -193,44 +191,6 @@ def _make_saver(
 
     saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
     return Saver(trainer, prepared.sample_ids, training, saves, keep)
-
-
-def _require_agreement(samples: Samples, prepared: Prepared) -> None:
-    """Refuse to train where processes have loaded different data, as from folders that differ between machines."""
-    mine = fingerprint([samples.fingerprint, prepared.sample_ids.tolist(), [*map(epoch_fingerprints, prepared.orders)]])
-    if len(set(processes.gather(mine))) > 1:
-        raise UserError(
-            "the processes have not loaded the same samples in the same orders; give all machines the same data, "
-            "tokenizer and library versions"
-        )
-
-
-def _require_disk(trainer: OrderTrainer, saves: Saves, directory: Path, orders: int) -> None:
-    """Say how much disk the training takes, and refuse it if that is not there."""
-    needed = disk_needed(trainer.model, saves, orders)
-    require_space(directory, needed, f"training {orders} sub-models")
-    kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
-    resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
-    say(f"training {orders} sub-models{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
-
-
-def _train_one(trainer: OrderTrainer, saver: Saver, start: Start) -> None:
-    trainer.add_callback(saver)
-    # Again, as only the first order's trainer has prepared the data: from here on all orders draw the same numbers.
-    set_seed(TRAINING_SEED)
-    trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-
-
-def _finish(
-    experiment: Experiment, step: stages.Step, prepared: Prepared, record: dict[str, Any], directory: Path
-) -> None:
-    """Write all of a sub-model but its model, the marker last."""
-    if (logs := directory / LOGS).exists() and not any(logs.iterdir()):
-        logs.rmdir()
-    permutations = {"permutations": prepared.orders[step.inputs["order"]].clone(), "sample_ids": prepared.sample_ids}
-    (directory / "order").mkdir()
-    save_file(permutations, directory / "order" / "permutations.safetensors")
-    stages.mark_done(directory / MARKER, step.inputs, {**record, **provenance.record(experiment.directory)})
 
 
 def _free_memory() -> None:

@@ -84,8 +84,8 @@ class OrderTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if SAMPLE_ID not in self._signature_columns:
-            self._signature_columns.append(SAMPLE_ID)  # kept up to the collator
+        # The ids are kept up to the collator.
+        self._signature_columns: list[str] | None = list(dict.fromkeys([*(self._signature_columns or []), SAMPLE_ID]))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.state_directory)
