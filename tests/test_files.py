@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ordermerge.files import fingerprint, fingerprint_path, new_directory, write_json, write_text
+from ordermerge.files import fingerprint, fingerprint_path, new_directory, partial_directory, write_json, write_text
 
 
 def test_write_text_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -46,6 +46,22 @@ def test_new_directory_clears_what_a_killed_run_left(tmp_path: Path) -> None:
     (left / "stale").write_text("x")
     with new_directory(tmp_path / "out") as partial:
         assert list(partial.iterdir()) == []
+
+
+def test_new_directory_keeps_what_a_failed_run_left_with_a_survivor(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), new_directory(out, survivor="state") as partial:
+        assert partial == partial_directory(out)
+        (partial / "file").write_text("1")
+        (partial.parent / "state").mkdir()
+        raise KeyboardInterrupt
+    with new_directory(out, survivor="state") as partial:
+        assert (partial / "file").read_text() == "1"
+    assert (out / "file").read_text() == "1"
+    with pytest.raises(KeyboardInterrupt), new_directory(out, survivor="state") as partial:
+        assert list(partial.iterdir()) == []
+        raise KeyboardInterrupt
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_fingerprint_ignores_key_order_only() -> None:

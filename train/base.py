@@ -1,6 +1,8 @@
 """The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,8 @@ def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
 def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, directory: Path) -> None:
     """Write a plain checkpoint, or an adapter: the trained weights, everything else as in the base model.
 
+    All processes must call it; the main one writes. The trainer can go on training afterwards.
+
     Args:
         trainer: The trainer whose model is trained.
         base: What it started from.
@@ -115,16 +119,15 @@ def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, dir
     Raises:
         UserError: If training has made a weight infinite or not a number.
     """
-    _require_finite(trainer.model)
-    # The trainers switch the key/value cache off and write pad and end tokens into both configurations.
-    base.model.config = base.config
-    if base.generation_config is not None:
-        base.model.generation_config = base.generation_config
+    if not trainer.is_fsdp_enabled:
+        _require_finite(trainer.model)
     tokenizer = load_tokenizer(experiment)
     for key in ("is_local", "local_files_only"):  # how it was loaded, which would be saved as if it were its own
         tokenizer.init_kwargs.pop(key, None)
-    trainer.processing_class = tokenizer
-    trainer.save_model(str(directory))
+    with _as_given(trainer, base, tokenizer):
+        _save_weights(trainer, getattr(torch, experiment.model.dtype), directory)
+    if not trainer.args.should_save:
+        return
     (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
     if experiment.lora is None:
         return
@@ -142,6 +145,29 @@ def _require_finite(model: torch.nn.Module) -> None:
             f"training has made {len(bad)} tensors infinite or not a number (the first: {bad[0]}); lower "
             "`sft.learning_rate`, or train in a dtype of wider range (`model.dtype: float32` or bfloat16)"
         )
+
+
+@contextmanager
+def _as_given(trainer: Trainer, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Undo for a while what trainers do: switch the cache off, write pad and end tokens into both configurations."""
+    model = base.model
+    changed = model.config, model.generation_config, trainer.processing_class
+    model.config, trainer.processing_class = base.config, tokenizer
+    if base.generation_config is not None:
+        model.generation_config = base.generation_config
+    try:
+        yield
+    finally:
+        model.config, model.generation_config, trainer.processing_class = changed
+
+
+def _save_weights(trainer: Trainer, dtype: torch.dtype, directory: Path) -> None:
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model(str(directory))
+        return
+    # Where FSDP keeps shards, `save_model` saves no weights; and FSDP 2 trains bfloat16 weights as float32.
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    trainer._save(str(directory), {name: value.to(dtype) for name, value in weights.items()})
 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:

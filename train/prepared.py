@@ -9,9 +9,11 @@ from trl import SFTConfig
 
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
+from ordermerge.files import fingerprint
+from ordermerge.train import processes as together
 from ordermerge.train.data import SAMPLE_ID, Samples
 from ordermerge.train.given import given_orders
-from ordermerge.train.orders import STRATEGIES, check_distinct
+from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints
 from ordermerge.train.trainer import OrderTrainer
 
 
@@ -60,7 +62,10 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
             f"({args.max_length} tokens); raise it"
         )
-    batch = trainer.get_total_train_batch_size(args)
+    size, sharing = args.per_device_train_batch_size, args.world_size
+    if trainer.get_total_train_batch_size(args) != size * args.gradient_accumulation_steps * sharing:
+        raise UserError("tensor, context and sequence parallelism are not supported, as processes then share samples")
+    batch = processes * trainer.get_total_train_batch_size(args)
     if len(train) < batch:
         raise UserError(
             f"{len(train)} training samples do not fill one batch of {batch} (`sft.per_device_train_batch_size` x "
@@ -68,10 +73,27 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             "more samples"
         )
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
-    batch = processes * trainer.get_total_train_batch_size(args)
     orders = _lay_orders(experiment, samples, ids, int(args.num_train_epochs), batch)
     truncated = len(trainer.cut.intersection(ids.tolist()))
     return Prepared(train, trainer.eval_dataset, ids, orders, batch, dropped, truncated)
+
+
+def require_agreement(samples: Samples, prepared: Prepared) -> None:
+    """Refuse to train where processes have different data, as from folders that differ between machines.
+
+    Args:
+        samples: The data as this process has loaded it.
+        prepared: The data as it would train on it.
+
+    Raises:
+        UserError: On all processes, if they differ.
+    """
+    ids, orders = prepared.sample_ids.tolist(), [epoch_fingerprints(order) for order in prepared.orders]
+    if len(set(together.gather(fingerprint([samples.fingerprint, ids, orders])))) > 1:
+        raise UserError(
+            "the processes have not loaded the same samples in the same orders; give all machines the same data, "
+            "tokenizer and library versions"
+        )
 
 
 def _lay_orders(experiment: Experiment, samples: Samples, ids: torch.Tensor, epochs: int, batch: int) -> torch.Tensor:

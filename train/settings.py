@@ -64,6 +64,31 @@ REFUSED = {
     "hub_always_push": _UPLOAD,
     "hub_revision": _UPLOAD,
 }
+# Neither weights nor order depend on these: a finished order stays whatever they are. Evaluation while training is not
+# among them, as each one draws from the generator that dropout uses.
+WITHOUT_EFFECT = frozenset(
+    {
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "dataset_num_proc",
+        "disable_tqdm",
+        "eval_accumulation_steps",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "logging_first_step",
+        "logging_nan_inf_filter",
+        "logging_steps",
+        "logging_strategy",
+        "per_device_eval_batch_size",
+        "project",
+        "report_to",
+        "run_name",
+        "skip_memory_metrics",
+        *REFUSED,  # can have one value only
+    }
+)
 # Arguments of `from_pretrained` that the `model` section gives, and device_map, which would spread one model over
 # devices behind the trainer's back.
 _MODEL_KEYS = ("dtype", "torch_dtype", "revision", "device_map", "pretrained_model_name_or_path")

@@ -1,37 +1,37 @@
 """Fine-tuning of one base model in K orders, through TRL's SFTTrainer."""
 
+import functools
 import gc
-import os
-import time
 from pathlib import Path
-from typing import Any
 
-import click
 import torch
 from jinja2 import TemplateError
-from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
-from ordermerge import provenance, stages
+from ordermerge import stages
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
-from ordermerge.files import fingerprint_path, new_directory
-from ordermerge.space import checkpoint_bytes, require_space
+from ordermerge.files import fingerprint_path
+from ordermerge.train import processes
 from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
+from ordermerge.train.checkpoints import KEPT, plan_saves, require_disk
 from ordermerge.train.data import Samples, load_samples
 from ordermerge.train.given import check_orders, order_inputs
 from ordermerge.train.loggers import EndRun
 from ordermerge.train.lora import check_lora, check_tied, lora_config
-from ordermerge.train.prepared import Prepared, prepare
+from ordermerge.train.prepared import Prepared, prepare, require_agreement
+from ordermerge.train.processes import say
 from ordermerge.train.progress import Progress
 from ordermerge.train.quiet import quiet
-from ordermerge.train.record import describe, warnings
-from ordermerge.train.settings import TRAINING_SEED, check_sft, make_config
+from ordermerge.train.record import MARKER, describe, outcome, outcome_lines, warnings, write_record
+from ordermerge.train.resume import Training
+from ordermerge.train.saving import Saver
+from ordermerge.train.settings import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
 from ordermerge.train.sources import check_data, data_file
 from ordermerge.train.trainer import OrderTrainer
+from ordermerge.train.workplace import LOGS, prepare_start, state_directory, workplace
 
-MARKER = "order/order.json"
-__all__ = ["check_sft", "order_steps", "train_orders"]
+__all__ = ["check_sft", "order_steps", "orders_to_train", "train_orders"]
 
 
 def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
@@ -48,11 +48,31 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     Raises:
         UserError: If the configuration, the data or the base model is wrong, or a finished order had other inputs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun and `accelerate launch`
-        raise UserError(
-            "training one order over several processes is not possible yet; start `ordermerge train` without a "
-            "launcher, once for each order with `--order` if you have several GPUs"
-        )
+    if problems := check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
+        raise UserError(problems)
+    steps, todo = processes.on_main(lambda: orders_to_train(experiment, run_directory, only))
+    if todo:
+        with quiet():
+            _train_all(experiment, todo)
+    return [step.output for step in steps]
+
+
+def orders_to_train(
+    experiment: Experiment, run_directory: Path, only: int | None
+) -> tuple[list[stages.Step], list[stages.Step]]:
+    """Check all that can be checked before training, and say which orders are kept.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Holds `orders/0` to `orders/K-1`.
+        only: The one order asked for, or None for all.
+
+    Returns:
+        The steps of the orders asked for, and those of them that are to be trained.
+
+    Raises:
+        UserError: If the configuration is wrong, or a finished order had other inputs.
+    """
     if problems := [
         *check_sft(experiment),
         *check_lora(experiment),
@@ -63,23 +83,16 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
-    directories = {order: run_directory / "orders" / str(order) for order in (range(count) if only is None else [only])}
-    steps = [step for step in order_steps(experiment, run_directory) if step.output in directories.values()]
+    steps = [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
     todo = stages.unfinished(steps)
     for step in steps:
         if step not in todo:
-            _say(f"{step.name}: already trained, kept {step.output}")
-    if todo:
-        if not experiment.saves_adapters:
-            needed = len(todo) * checkpoint_bytes(Path(experiment.model_path()), experiment.model.dtype)
-            require_space(run_directory, needed, f"training {len(todo)} sub-models")
-        with quiet():
-            _train_all(experiment, todo)
-    return list(directories.values())
+            say(f"{step.name}: already trained, kept {step.output}")
+    return steps, todo
 
 
 def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
-    """Return a step for each order.
+    """Return a step for each order; `sft` fields that cannot change the weights are not among its inputs.
 
     Args:
         experiment: The experiment.
@@ -93,10 +106,12 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
             "fingerprints": {name: fingerprint_path(path) for name, path in files.items() if path is not None},
         },
         "orders": order_inputs(experiment),
-        "sft": experiment.sft,
+        "sft": {name: value for name, value in experiment.sft.items() if name not in WITHOUT_EFFECT},
     }
     if experiment.lora is not None:
         inputs["lora"] = experiment.lora
+    if experiment.checkpoints.every is not None:
+        inputs["checkpoints"] = experiment.checkpoints.every
     return [
         stages.Step(
             "train", f"order_{order}", run_directory / "orders" / str(order), MARKER, {"order": order, **inputs}
@@ -107,34 +122,40 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
 
 def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     """Train the orders one after the other; the data is loaded and tokenised once for all."""
-    samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+    samples, tokenizer, threads = load_samples(experiment), load_tokenizer(experiment), torch.get_num_threads()
     prepared: Prepared | None = None
     for position, step in enumerate(todo, start=1):
-        order, started = step.inputs["order"], time.perf_counter()
-        with new_directory(step.output) as partial:
+        with workplace(step.output) as directory:
+            training = Training(step.inputs, processes.count(), threads)
+            start = processes.on_main(functools.partial(prepare_start, directory, training))
+            torch.set_num_threads(start.threads)
             base = load_model(experiment)
-            trainer = _make_trainer(experiment, order, base, tokenizer, prepared or samples, partial)
+            trainer = _make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
             if prepared is None:
                 prepared = prepare(experiment, samples, trainer)
+                require_agreement(samples, prepared)
                 for warning in warnings(samples, prepared, base, tokenizer):
-                    _say(f"warning: {warning}")
-            _say(f"{step.name}: training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs")
-            for callback in (Progress(step.name, position, len(todo)), EndRun()):
+                    say(f"warning: {warning}")
+            trainer.permutations = prepared.orders[step.inputs["order"]]
+            saver = _make_saver(experiment, trainer, base, prepared, training, directory)
+            if step == todo[0]:
+                processes.on_main(functools.partial(require_disk, trainer.model, saver.saves, directory, len(todo)))
+            for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
+                say(f"{step.name}: {line}")
+            for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
                 trainer.add_callback(callback)
-            trained = _train_one(trainer, prepared.orders[order])
-            save_submodel(trainer, base, experiment, partial)
-            if not any((partial / "logs").iterdir()):
-                (partial / "logs").rmdir()
-            permutations = {"permutations": prepared.orders[order].clone(), "sample_ids": prepared.sample_ids}
-            (partial / "order").mkdir()
-            save_file(permutations, partial / "order" / "permutations.safetensors")
-            seconds = round(time.perf_counter() - started, 3)
-            record = {**describe(experiment, order, samples, prepared), **trained, "seconds": seconds}
-            record |= provenance.record(experiment.directory)
-            stages.mark_done(partial / MARKER, step.inputs, record)
-        _say(f"{step.name}: trained in {seconds:.1f} s, mean loss {trained['train_loss']:.4f} -> {step.output}")
-        del base, trainer
+            # Again, as only the first order's trainer has prepared the data: from here on all draw the same numbers.
+            set_seed(TRAINING_SEED)
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            save_submodel(trainer, base, experiment, directory)
+            record = {**describe(experiment, step.inputs["order"], samples, prepared), **outcome(trainer, saver, start)}
+            if processes.rank() == 0:
+                write_record(experiment, step, prepared, record, directory)
+        for line in outcome_lines(record, step.output):
+            say(f"{step.name}: {line}")
+        del base, trainer, saver
         _free_memory()
+    torch.set_num_threads(threads)
 
 
 def _make_trainer(
@@ -148,7 +169,7 @@ def _make_trainer(
     """Return the trainer of an order; it prepares the data if that has not been done."""
     args = make_config(
         experiment,
-        directory / "logs",
+        directory / LOGS,
         disable_tqdm=True,  # `Progress` has a line of its own
         run_name=f"{experiment.name}-{order}",
         dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
@@ -171,30 +192,26 @@ def _make_trainer(
     except (ValueError, RuntimeError) as error:
         raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
     check_tied(trainer.model)
+    trainer.state_directory = state_directory(directory)
     trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
     return trainer
 
 
-def _train_one(trainer: OrderTrainer, permutations: torch.Tensor) -> dict[str, Any]:
-    """Train in the given order and return what came of it."""
-    trainer.permutations = permutations
-    # Again, as only the first order's trainer has prepared the data: from here on all orders draw the same numbers.
-    set_seed(TRAINING_SEED)
-    output = trainer.train()
-    history = trainer.state.log_history
-    return {
-        "batch_size": trainer.get_total_train_batch_size(trainer.args),
-        "steps": output.global_step,
-        "samples_consumed": trainer.consumed,
-        "padding_repeats": 0,
-        "train_loss": output.training_loss,
-        "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
-        "eval_losses": [
-            {"step": entry["step"], "loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry
-        ],
-        "device": trainer.args.device.type,
-        "threads": torch.get_num_threads(),
-    }
+def _make_saver(
+    experiment: Experiment,
+    trainer: OrderTrainer,
+    base: BaseModel,
+    prepared: Prepared,
+    training: Training,
+    directory: Path,
+) -> Saver:
+    """Return what follows the training and saves between its steps."""
+
+    def keep(step: int) -> None:
+        save_submodel(trainer, base, experiment, directory / KEPT / f"step-{step}")
+
+    saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
+    return Saver(trainer, prepared.sample_ids, training, saves, keep)
 
 
 def _free_memory() -> None:
@@ -202,7 +219,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -1,12 +1,16 @@
-"""TRL's SFTTrainer, visiting the samples in explicit permutations."""
+"""TRL's SFTTrainer, visiting the samples in explicit permutations, and noting which samples it really met."""
 
 import copy
+import operator
+from array import array
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
 from ordermerge.train.data import SAMPLE_ID
@@ -36,24 +40,61 @@ class OrderTrainer(SFTTrainer):
 
     Attributes:
         permutations: int64 of shape [epochs, samples], indices into the prepared training data.
+        state_directory: Where training checkpoints go, to be set where any are asked for.
         cut: Ids of the training samples that preparation cut to `max_length`.
-        consumed: How many samples this process has trained on.
+        met: Ids of the samples that this process trained on in the epoch under way, as int64.
     """
 
     permutations: torch.Tensor
+    state_directory: Path
     cut: frozenset[int] = frozenset()
-    consumed = 0
+
+    def __init__(self, *args: Any, **named: Any):
+        super().__init__(*args, **named)
+        self.met = array("q")
+        self.data_collator = _IdCollator(self.data_collator)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of optimizer steps in an epoch, once `train` has begun."""
+        return self.state.max_steps // self.permutations.shape[0]
+
+    def count_steps(self) -> int:
+        """Return how many optimizer steps the training will take."""
+        epochs, samples = self.permutations.shape
+        divide = operator.floordiv if self.args.dataloader_drop_last else ceil_divide
+        batches = divide(divide(samples, self.args.per_device_train_batch_size), self.args.world_size)
+        return epochs * ceil_divide(batches, self.args.gradient_accumulation_steps)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Return the batches of an optimizer step, having noted the ids of their samples and taken them out."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch in batches:
+            self.met.extend(batch.pop(SAMPLE_ID))
+        return batches, items
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        """Evaluate a batch, without its samples' ids."""
+        inputs.pop(SAMPLE_ID)
+        return super().prediction_step(model, inputs, *rest, **named)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> OrderSampler:
-        return OrderSampler(self.permutations, self._epoch_from_state)
+        # Not from set_epoch: after a resumption it does not reach a sampler that accelerate has wrapped.
+        return OrderSampler(self.permutations, lambda: self.state.global_step // self.steps_per_epoch)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # The ids are kept up to the collator.
+        self._signature_columns: list[str] | None = list(dict.fromkeys([*(self._signature_columns or []), SAMPLE_ID]))
 
     def _send_telemetry(self) -> None:
         """Do nothing. TRL's would tell its hub of each trainer: architecture, GPU, processes, kind of data source."""
 
-    def _epoch_from_state(self) -> int:
-        # Not from set_epoch: after a resumption it does not reach a sampler that accelerate has wrapped.
-        steps_per_epoch = self.state.max_steps // self.permutations.shape[0]
-        return self.state.global_step // steps_per_epoch
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.state_directory)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)  # SFTTrainer's also writes a model card
 
     def _prepare_dataset(
         self,
@@ -76,7 +117,21 @@ class OrderTrainer(SFTTrainer):
             self.cut = frozenset(sample for sample, length in ids if length > args.max_length)
         return super()._prepare_dataset(dataset, processing_class, args, *rest)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        """Train on a micro-batch, having counted its samples."""
-        self.consumed += len(inputs["input_ids"])
-        return super().training_step(model, inputs, *rest)
+
+def ceil_divide(number: int, by: int) -> int:
+    """Return a quotient of positive numbers, rounded up."""
+    return -(-number // by)
+
+
+class _IdCollator:
+    """Collates as another collator does, and passes the samples' ids on.
+
+    They stay Python numbers: the loader would move a tensor to the GPU, and reading it there would wait for the GPU.
+    """
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self._collate = collate
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self._collate(examples)
+        return {**batch, SAMPLE_ID: [example[SAMPLE_ID] for example in examples]}

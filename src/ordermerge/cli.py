@@ -72,8 +72,10 @@ def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> N
 def train(experiment: Path, order: int | None, runs_dir: Path) -> None:
     """Fine-tune the base model once for each order of the data."""
     from ordermerge.run import train_experiment
+    from ordermerge.train.processes import rank
 
-    for directory in train_experiment(experiment, runs_dir, only=order):
+    directories = train_experiment(experiment, runs_dir, only=order)
+    for directory in directories if rank() == 0 else []:
         click.echo(directory)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ordermerge.errors import UserError, did_you_mean
@@ -103,6 +103,28 @@ class OrdersSection(_Section):
         return self
 
 
+def _check_cadence(value: object) -> object:
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if steps or (isinstance(value, float) and 0 < value <= 1):
+        return value
+    raise ValueError(f"must be a number of steps (50) or a fraction of the training (0.25); got {value!r}")
+
+
+Cadence = Annotated[int | float, BeforeValidator(_check_cadence)]
+
+
+class CheckpointsSection(_Section):
+    """What is saved of a training before its end.
+
+    Attributes:
+        every: Keep the model each so many steps, or each such fraction of the training; None keeps only the end.
+        resume_every: Save what an interrupted order goes on from this often; None does so after each epoch.
+    """
+
+    every: Cadence | None = None
+    resume_every: Cadence | None = None
+
+
 class EvaluationSection(_Section):
     """What lm-evaluation-harness is asked for; the names are its own.
 
@@ -151,6 +173,7 @@ class Experiment(_Section):
         orders: The K training orders.
         sft: Fields of TRL's SFTConfig.
         lora: Fields of PEFT's LoraConfig, and `save_as`; None trains all weights.
+        checkpoints: What is saved of a training before its end.
         merges: Name of each merge, and its mergekit recipe without the models.
         evaluation: What to score; None scores nothing.
         directory: Folder of the experiment file, where its relative paths start.
@@ -162,6 +185,7 @@ class Experiment(_Section):
     orders: OrdersSection
     sft: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
+    checkpoints: CheckpointsSection = CheckpointsSection()
     merges: dict[Name, dict[str, Any]] = {}
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()

@@ -52,28 +52,48 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` only when the block ends well.
+def new_directory(path: Path, *, survivor: str | None = None) -> Iterator[Path]:
+    """Yield a folder that takes the place of `path` only when the block ends well.
 
-    An earlier folder at `path` stays until then, and what an interrupted run left is cleared first.
+    An earlier folder at `path` stays until then. What an interrupted run left is cleared first, unless it holds the
+    survivor: then the folder to fill is as that run left it.
 
     Args:
         path: The folder to make.
+        survivor: Name of a folder beside the yielded one; where the block makes it, all stays after a failure.
 
     Yields:
-        The folder to fill, `.NAME.partial/NAME` beside `path`: some programs write a folder's own name into its files.
+        The folder to fill (see `partial_directory`), empty but for the work of a run that left the survivor.
     """
     path = path.resolve()
-    workplace = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(workplace, ignore_errors=True)
-    partial = workplace / path.name
-    partial.mkdir(parents=True)
+    partial = partial_directory(path)
+    workplace = partial.parent
+    _clear(workplace, survivor)
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         if path.exists():
             os.replace(path, workplace / ".before")
         os.replace(partial, path)
+        survivor = None
     finally:
+        _clear(workplace, survivor)
+
+
+def partial_directory(path: Path) -> Path:
+    """Return the folder in which `new_directory` has a folder filled.
+
+    It is `.NAME.partial/NAME` beside it: some programs write a folder's own name into its files.
+
+    Args:
+        path: The folder to be made.
+    """
+    path = path.resolve()
+    return path.with_name(f".{path.name}.partial") / path.name
+
+
+def _clear(workplace: Path, survivor: str | None) -> None:
+    if survivor is None or not (workplace / survivor).exists():
         shutil.rmtree(workplace, ignore_errors=True)
 
 

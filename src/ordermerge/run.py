@@ -1,5 +1,7 @@
 """The whole chain over one run directory: train, merge, evaluate, report. What is done is not done twice."""
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from ordermerge.eval.models import model_names
 from ordermerge.eval.scoring import ScoringFailed, score_models
 from ordermerge.eval.table import Row, print_table
 from ordermerge.experiment import MADE_WITH, Experiment, evaluation_section, load_experiment
-from ordermerge.files import read_yaml, write_text
+from ordermerge.files import partial_directory, read_yaml, write_text
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merge_methods.contents import recipe_warnings
 from ordermerge.merging import adapter_cache, merge
@@ -29,6 +31,7 @@ from ordermerge.roles import model_roles
 from ordermerge.scored_card import write_cards
 from ordermerge.stages import STAGES, Step, unfinished
 from ordermerge.train import check_data, check_lora, check_orders, check_sft, train_orders
+from ordermerge.train.processes import on_main
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -43,6 +46,11 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     Raises:
         UserError: For problems in the experiment, and if something was made from another experiment.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun and `accelerate launch`
+        raise UserError(
+            "`ordermerge run` is for one process; train over several with `accelerate launch -m ordermerge train "
+            f"{path}`, then start `ordermerge run` without a launcher: it goes on with the merges"
+        )
     experiment = load_experiment(path)
     if problems := check_experiment(experiment, read_data=dry_run):
         raise UserError(problems, where=path)
@@ -57,6 +65,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     for step in steps:
         if step.stage in redone:
             (step.output / step.marker).unlink(missing_ok=True)
+            shutil.rmtree(partial_directory(step.output).parent, ignore_errors=True)
     _write_resolved(experiment, path, run_directory)
     train_orders(experiment, run_directory)
     with adapter_cache(run_directory) as cache:
@@ -96,7 +105,7 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
     ]:
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
-    _write_resolved(experiment, path, run_directory)
+    on_main(lambda: _write_resolved(experiment, path, run_directory))
     return train_orders(experiment, run_directory, only=only)
 
 

@@ -49,9 +49,9 @@ class Step:
         now = json.loads(json.dumps(self.inputs, default=str))
         if record.get("fingerprint") == fingerprint(now):
             return True
-        changes = "; ".join(_changes(before, now)) or "its marker was edited"
+        changed = "; ".join(changes(before, now)) or "its marker was edited"
         raise UserError(
-            f"{self.output} was made with other inputs: {changes}. Keep it and write elsewhere (another `name` or "
+            f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
             f"`--out`), or redo it (`ordermerge run ... --force {self.stage}`)"
         )
 
@@ -89,11 +89,17 @@ def mark_done(marker: Path, inputs: dict[str, Any], record: dict[str, Any]) -> N
     write_json(marker, {"fingerprint": fingerprint(now), "inputs": now, **record})
 
 
-def _changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """Return one phrase for each place where two JSON-like values differ."""
+def changes(before: Any, now: Any, where: str = "") -> list[str]:
+    """Return one phrase for each place where two JSON-like values differ.
+
+    Args:
+        before: A value.
+        now: The other.
+        where: The key that both are found at.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
-        parts = [_changes(before.get(key), now.get(key), f"{where}.{key}" if where else key) for key in keys]
+        parts = [changes(before.get(key), now.get(key), f"{where}.{key}" if where else key) for key in keys]
         return [phrase for part in parts for phrase in part]
     return [] if before == now else [f"`{where}` was {_short(before)}, is now {_short(now)}"]
 

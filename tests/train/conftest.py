@@ -50,6 +50,7 @@ def write_experiment(tmp_path: Path, base: Path, records: list[dict[str, str]]) 
             "data": {"train": "train.jsonl", "prompt": "{question}", "completion": "{answer}"},
             "orders": {"count": 2},
             "sft": SFT,
+            "checkpoints": {},
         }
         for name, changes in sections.items():
             merged = {**content[name], **changes}
