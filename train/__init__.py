@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from ordermerge.train.preview import preview_orders
     from ordermerge.train.settings import check_sft
-    from ordermerge.train.sft import order_steps, train_orders
+    from ordermerge.train.sft import check_training, order_steps, train_orders
     from ordermerge.train.sources import check_data, data_file
 
 _HOMES = {
@@ -32,6 +32,7 @@ _HOMES = {
     "check_lora": "lora",
     "check_orders": "given",
     "check_sft": "settings",
+    "check_training": "sft",
     "data_file": "sources",
     "epoch_fingerprints": "orders",
     "load_samples": "data",
@@ -51,6 +52,7 @@ __all__ = [
     "check_lora",
     "check_orders",
     "check_sft",
+    "check_training",
     "data_file",
     "epoch_fingerprints",
     "load_samples",

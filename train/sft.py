@@ -31,7 +31,7 @@ from ordermerge.train.sources import check_data, data_file
 from ordermerge.train.trainer import OrderTrainer
 from ordermerge.train.workplace import LOGS, prepare_start, state_directory, workplace
 
-__all__ = ["check_sft", "order_steps", "orders_to_train", "train_orders"]
+__all__ = ["check_training", "order_steps", "orders_to_train", "train_orders"]
 
 
 def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
@@ -48,13 +48,22 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     Raises:
         UserError: If the configuration, the data or the base model is wrong, or a finished order had other inputs.
     """
-    if problems := check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
-        raise UserError(problems)
+    if check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
+        raise UserError(check_training(experiment))
     steps, todo = processes.on_main(lambda: orders_to_train(experiment, run_directory, only))
     if todo:
         with quiet():
             _train_all(experiment, todo)
     return [step.output for step in steps]
+
+
+def check_training(experiment: Experiment) -> list[str]:
+    """Return all problems of what training uses of an experiment, without reading the data.
+
+    Args:
+        experiment: The experiment.
+    """
+    return [*check_sft(experiment), *check_lora(experiment), *check_data(experiment), *check_orders(experiment)]
 
 
 def orders_to_train(
@@ -73,12 +82,7 @@ def orders_to_train(
     Raises:
         UserError: If the configuration is wrong, or a finished order had other inputs.
     """
-    if problems := [
-        *check_sft(experiment),
-        *check_lora(experiment),
-        *check_data(experiment),
-        *check_orders(experiment),
-    ]:
+    if problems := check_training(experiment):
         raise UserError(problems)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:

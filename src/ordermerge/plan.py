@@ -13,7 +13,7 @@ from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merging import MARKER as MERGE_MARKER
 from ordermerge.recipes import complete_recipe
 from ordermerge.stages import Step
-from ordermerge.train import check_data, check_lora, check_orders, check_sft, data_file, load_samples, order_steps
+from ordermerge.train import check_data, check_training, data_file, load_samples, order_steps
 
 BASE = "base"
 
@@ -27,7 +27,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         experiment: The experiment.
         read_data: Whether to read local training data too, which training itself would do soon after.
     """
-    problems = [*check_sft(experiment), *check_lora(experiment), *check_data(experiment), *check_orders(experiment)]
+    problems = check_training(experiment)
     if problem := model_problem(experiment.model_path(), "hf"):
         problems.append(f"`model.path`: {problem}")
     if read_data and not check_data(experiment) and data_file(experiment, "train"):

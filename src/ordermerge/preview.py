@@ -16,7 +16,7 @@ from rich.text import Text
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment, load_experiment
 from ordermerge.files import write_json
-from ordermerge.train import STRATEGIES, check_data, check_orders, check_sft, epoch_fingerprints, preview_orders
+from ordermerge.train import STRATEGIES, check_training, epoch_fingerprints, preview_orders
 from ordermerge.train.balance import balance, correlations, mean_positions, positions
 from ordermerge.train.prepared import Prepared
 
@@ -36,7 +36,7 @@ def show_orders(path: Path, *, processes: int = 1, json_file: Path | None = None
         UserError: For problems in the parts of the experiment that the orders depend on.
     """
     experiment = load_experiment(path)
-    if problems := [*check_sft(experiment), *check_data(experiment), *check_orders(experiment)]:
+    if problems := check_training(experiment):
         raise UserError(problems, where=path)
     prepared = preview_orders(experiment, processes=processes)
     summary = summarise(experiment, prepared)

@@ -30,7 +30,7 @@ from ordermerge.report import write_report
 from ordermerge.roles import model_roles
 from ordermerge.scored_card import write_cards
 from ordermerge.stages import STAGES, Step, unfinished
-from ordermerge.train import check_data, check_lora, check_orders, check_sft, train_orders
+from ordermerge.train import check_training, train_orders
 from ordermerge.train.processes import on_main
 
 
@@ -97,12 +97,7 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
         UserError: For problems in the parts of the experiment that training uses.
     """
     experiment = load_experiment(path)
-    if problems := [
-        *check_sft(experiment),
-        *check_lora(experiment),
-        *check_data(experiment),
-        *check_orders(experiment),
-    ]:
+    if problems := check_training(experiment):
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     on_main(lambda: _write_resolved(experiment, path, run_directory))
