@@ -108,8 +108,7 @@ def test_orders_that_training_would_refuse_are_refused(tmp_path: Path, write_exp
     write_experiment(orders={"strategy": "batch"}, sft={"per_device_train_batch_size": 64})
     done = CliRunner().invoke(main, ["orders", str(tmp_path / "experiment.yml")])
     assert done.exit_code == 1
-    assert "Error: orders share epochs (" in done.output
-    assert "40 training samples are 0 full batches of 128" in done.output
+    assert "Error: 40 training samples do not fill one batch of 128" in done.output
     write_experiment(orders={"strategy": "file", "file": "gone.json"}, sft={"packing": True})
     done = CliRunner().invoke(main, ["orders", str(tmp_path / "experiment.yml")])
     assert done.exit_code == 1
