@@ -129,10 +129,12 @@ def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, dir
     if not trainer.args.should_save:
         return
     (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
-    if experiment.lora is None:
+    if experiment.lora is None or not trainer.args.should_save:
         return
     if not experiment.saves_adapters:
-        make_dense(load_model(experiment).model, directory)
+        # Loading seeds the generators, and training may go on.
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            make_dense(load_model(experiment).model, directory)
     elif base.generation_config is not None:
         base.generation_config.save_pretrained(directory)  # for the merge, which takes it from the first sub-model
 
