@@ -139,8 +139,9 @@ def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, dir
         base.generation_config.save_pretrained(directory)  # for the merge, which takes it from the first sub-model
 
 
-def _require_finite(model: torch.nn.Module) -> None:
+def _require_finite(model: torch.nn.Module | None) -> None:
     """Refuse weights that are no numbers; the logged losses hide them, as the Trainer leaves such steps out."""
+    assert model is not None
     bad = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
     if bad:
         raise UserError(

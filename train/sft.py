@@ -195,7 +195,7 @@ def _make_trainer(
         raise UserError(f"`data.messages`: the tokenizer's chat template refuses a chat: {error}") from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
-    check_tied(trainer.model)
+    check_tied(base.model)
     trainer.state_directory = state_directory(directory)
     trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
     return trainer

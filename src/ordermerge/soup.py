@@ -90,7 +90,7 @@ class Kitchen:
             folder: Where the merged model goes.
         """
         recipe = self.out / "recipes" / f"{folder.name}.yml"
-        write_recipe(self.recipe(ingredients), recipe, folder)
+        write_recipe(self.recipe(ingredients), recipe, folder, {})
         merge(recipe, folder, MergeOptions(quiet=True))
 
     def score(self, ingredients: tuple[str, ...]) -> float:

@@ -22,7 +22,7 @@ from ordermerge.measure import Machine, Split, measure
 from ordermerge.merging import merge
 from ordermerge.positions import open_run
 from ordermerge.provenance import record
-from ordermerge.recipes import complete_recipe, random_seed, write_recipe
+from ordermerge.recipes import complete_recipe, merge_options, write_recipe
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -124,8 +124,9 @@ def _measure_step(
         recipe = _of_these(complete_recipe(experiment, run, name), run, models)
         with tempfile.TemporaryDirectory(prefix=".step-", dir=run) as folder:
             path, out = Path(folder) / f"{name}.yml", Path(folder) / name
-            write_recipe(recipe, path, out)
-            merge(path, out, MergeOptions(quiet=True, random_seed=random_seed(recipe)))
+            options = merge_options(experiment, recipe)
+            write_recipe(recipe, path, out, options)
+            merge(path, out, MergeOptions(quiet=True, **options))
             found[name] = mean(name, out)
     return found
 
