@@ -93,15 +93,15 @@ class Kitchen:
         write_recipe(self.recipe(ingredients), recipe, folder, {})
         merge(recipe, folder, MergeOptions(quiet=True))
 
-    def score(self, ingredients: tuple[str, ...]) -> float:
-        """Return a soup's validation score, so turned that higher is better.
+    def score(self, ingredients: tuple[str, ...]) -> tuple[float, bool]:
+        """Return a soup's validation score, and whether higher is better.
 
         Args:
             ingredients: Names of its models, in order.
         """
         value, higher_is_better = single_score(self.rows(ingredients), self.settings.tasks, self.metric)
         click.echo(f"{' + '.join(ingredients)}: {value:.4g}", err=True)
-        return value if higher_is_better else -value
+        return value, higher_is_better
 
 
 def make_soup(
@@ -138,10 +138,17 @@ def make_soup(
     tests = settings.model_copy(update={"tasks": list(test_tasks)}) if test_tasks else None
     if problems := _problems(kitchen, tests):
         raise UserError(problems)
-    trials = greedy(list(kitchen.models), kitchen.score)
+    directions: set[bool] = set()
+
+    def score(ingredients: tuple[str, ...]) -> float:
+        value, higher_is_better = kitchen.score(ingredients)
+        directions.add(higher_is_better)
+        return value if higher_is_better else -value
+
+    trials = greedy(list(kitchen.models), score)
     chosen = [trial for trial in trials if trial.kept][-1]
     kitchen.merge(chosen.ingredients, out / "model")
-    write_json(out / "soup.json", _log(kitchen, trials, chosen))
+    write_json(out / "soup.json", _log(kitchen, trials, higher_is_better=True in directions))
     click.echo(f"{SOUP} of {len(chosen.ingredients)}: {' + '.join(chosen.ingredients)}, in {out / 'model'}", err=True)
     if tests:
         print_table(score_models({SOUP: str(out / "model")}, tests, out / "test"))
@@ -168,18 +175,19 @@ def _problems(kitchen: Kitchen, tests: EvaluationSection | None) -> list[str]:
     return problems
 
 
-def _log(kitchen: Kitchen, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any]:
-    value, higher_is_better = single_score(kitchen.rows(chosen.ingredients), kitchen.settings.tasks, kitchen.metric)
+def _log(kitchen: Kitchen, trials: Sequence[Trial], *, higher_is_better: bool) -> dict[str, Any]:
     sign = 1 if higher_is_better else -1
+    scored = [{**asdict(trial), "score": sign * trial.score} for trial in trials]
+    chosen = [trial for trial in scored if trial["kept"]][-1]
     return {
-        "ingredients": chosen.ingredients,
-        "score": value,
+        "ingredients": chosen["ingredients"],
+        "score": chosen["score"],
         "higher_is_better": higher_is_better,
         "metric": kitchen.metric,
         "merge_method": kitchen.method,
         "base_model": kitchen.base,
         "models": kitchen.models,
         "evaluation": kitchen.settings.model_dump(exclude_defaults=True),
-        "trials": [{**asdict(trial), "score": sign * trial.score} for trial in trials],
+        "trials": scored,
         **record(Path.cwd()),
     }

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from ordermerge.cli import main
 from ordermerge.errors import UserError
 from ordermerge.eval.harness import evaluate_model
+from ordermerge.eval.loaded import LoadedTask
 from ordermerge.experiment import EvaluationSection, evaluation_section
 from ordermerge.pairs import read_pairs
 
@@ -34,10 +35,10 @@ def test_every_option_reaches_lm_eval(tmp_path, monkeypatch, tasks, family):
     manager = asked.pop("task_manager")
     assert manager.metadata == {"dtype": "bfloat16", "max_length": 64, "x": [1]}
     asked.pop("evaluation_tracker")
+    assert [task.task_name for task in asked.pop("tasks")] == ["choice"]
     assert asked == {
         "model": "hf",
         "model_args": {"dtype": "bfloat16", "max_length": 64, "pretrained": str(family[0])},
-        "tasks": ["choice"],
         "num_fewshot": 3,
         "batch_size": "auto",
         "max_batch_size": 64,
@@ -78,7 +79,7 @@ def test_vllm_is_given_the_folder_and_its_arguments_and_no_device(tmp_path, monk
         tasks=["t"], model="vllm", batch_size="auto", model_args={"dtype": "bfloat16", "gpu_memory_utilization": 0.8}
     )
     with pytest.raises(KeyError, match="heard enough"):
-        evaluate_model(str(family[0]), None, ["t"], settings, tmp_path)
+        evaluate_model(str(family[0]), None, [LoadedTask({"t": None}, ["t"])], settings, tmp_path)
     assert (started["model"], started["dtype"]) == (str(family[0]), "bfloat16")
     assert started["gpu_memory_utilization"] == 0.8
     assert "device" not in started
