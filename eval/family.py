@@ -79,13 +79,13 @@ def open_family(base: str, models: Sequence[str], dtype: torch.dtype | None = No
         raise UserError(problems)
     groups, left_out = _match(_tied_once(headers), [*names.values(), base], dtype)
     if not groups:
-        reasons = "; ".join(f"{_some(tensors)} {reason}" for reason, tensors in list(left_out.items())[:_NAMED])
+        reasons = "; ".join(f"{_some(tensors)}: {reason}" for reason, tensors in list(left_out.items())[:_NAMED])
         raise UserError(
             f"{base} has no tensor in common with the models: {reasons}; name the model that they were fine-tuned from "
             f"as `--base`; if transformers loads it, saving it once with `save_pretrained` gives its tensors their "
             f"usual names"
         )
-    warnings = [f"left out: {_some(tensors)} {reason}" for reason, tensors in left_out.items()]
+    warnings = [f"left out: {_some(tensors)}: {reason}" for reason, tensors in left_out.items()]
     return Family(base, names, groups, [*warnings, *_dtype_warnings(groups, dtype)])
 
 
@@ -165,14 +165,14 @@ def _is_tied(folder: Path) -> bool:
 def _misfit(found: Sequence[Stored | None], sides: Sequence[str]) -> str | None:
     """Return why the same tensor of all models cannot be compared."""
     if absent := [model for model, tensor in zip(sides, found, strict=True) if tensor is None]:
-        return f"is not in {', '.join(absent)}" if len(absent) < len(sides) else None
+        return f"not in {', '.join(absent)}" if len(absent) < len(sides) else None
     if unknown := {str(tensor.dtype) for tensor in found if tensor} - set(FLOATS):
-        return f"holds {', '.join(sorted(unknown))}, not floating-point values of 16 to 64 bits"
+        return f"{', '.join(sorted(unknown))}, not floating-point values of 16 to 64 bits"
     shapes: dict[tuple[int, ...] | None, str] = {}
     for model, tensor in zip(sides, found, strict=True):
         shapes.setdefault(tensor and tensor.shape, model)
     if len(shapes) > 1:
-        return "is " + ", ".join(f"{list(shape or ())} in {model}" for shape, model in shapes.items())
+        return ", ".join(f"{list(shape or ())} in {model}" for shape, model in shapes.items())
     return None
 
 

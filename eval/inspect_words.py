@@ -87,7 +87,11 @@ def _resampling_lines(overall: Mapping[str, Any]) -> Iterator[str]:
     if never == 1:
         return
     if reach < RESAMPLING_MATTERS:
-        why = f", and {percent(never)} % are so in all of the models, where no draw helps" if never > reach else ""
+        why = (
+            f", and {percent(never)} % are so in all of the models, where no draw helps"
+            if kept >= RESAMPLING_MATTERS
+            else ""
+        )
         yield f"{percent(kept)} % of the sub-models' values are unchanged{why}: resampling will hardly matter."
     else:
         once = percent(overall["still_base"]["1"])

@@ -309,9 +309,9 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path) -> None:
     found = inspected(tmp_path, base, sub)
     assert list(found["tensors"]) == [NAME]
     assert found["warnings"] == [
-        f"left out: `head` is [1, 3] in {sub}, [2, 3] in {base}",
-        f"left out: `only.base` is not in {sub}",
-        f"left out: `empty`, `more` is not in {base}",
+        f"left out: `head`: [1, 3] in {sub}, [2, 3] in {base}",
+        f"left out: `only.base`: not in {sub}",
+        f"left out: `empty`, `more`: not in {base}",
     ]
 
 
@@ -322,7 +322,7 @@ def test_whole_numbers_are_left_out(tmp_path: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         save_file({**tensors, "ids": torch.arange(3)}, folder / "model.safetensors")
     found = inspected(tmp_path, base, sub)
-    assert found["warnings"] == ["left out: `ids` holds I64, not floating-point values of 16 to 64 bits"]
+    assert found["warnings"] == ["left out: `ids`: I64, not floating-point values of 16 to 64 bits"]
 
 
 def test_files_beside_the_table(by_hand: list[Path], tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_table_fits_80_columns(make_family: Family, monkeypatch: pytest.MonkeyPa
         ),
         (
             lambda folder: save_file({"other": torch.ones(2)}, folder / "model.safetensors"),
-            r"has no tensor in common with the models: `.*up_proj.weight` is not in {folder}.*as `--base`",
+            r"has no tensor in common with the models: `.*up_proj.weight`: not in {folder}.*as `--base`",
         ),
     ],
 )
