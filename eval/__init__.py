@@ -12,8 +12,8 @@
     paired      statistics of their differences
     comparing   each merged model against the single ones and the weighted average
     comparison  `comparison.json`; comparison_table shows it
-    inspect     what sub-models changed of their base model, from the files alone: `family` opens them, `stream`
-                reads, `changes` counts; `inspect_summary`, `inspect_report`, `inspect_words`, `inspect_figure` show it
+    inspect     what sub-models changed of their base model, from the files alone: `family` opens them, `stream` reads,
+                `changes` counts; `inspect_summary`, `_report`, `_words` and `_figure` show it
     figures     one style for all figures, saved with their data
 
 Importing this package is cheap: lm-eval and torch are imported where they are used.
