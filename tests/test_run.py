@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
 
 from ordermerge.cli import main
+from ordermerge.eval.comparison import load_comparison
 from ordermerge.eval.saved import load_rows
 
 pytestmark = pytest.mark.integration
@@ -65,7 +66,7 @@ def change(experiment: Path, section: str, **values: Any) -> None:
 
 
 def times(directory: Path) -> dict[str, int]:
-    markers = [*directory.rglob("order.json"), *directory.rglob("ordermerge.json")]
+    markers = [*directory.rglob("order.json"), *directory.rglob("ordermerge*.json")]
     return {path.relative_to(directory).as_posix(): path.stat().st_mtime_ns for path in markers}
 
 
@@ -83,6 +84,14 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
         assert f"| {name} |" in report
         assert name in first.output
     assert "50 samples" in report
+    compared = load_comparison(directory / "eval" / "comparison.json").comparisons
+    assert {(c.model, c.reference) for c in compared} == {
+        *((name, kind) for name in ("average", "resampled", "dare") for kind in ("single_mean", "single_best")),
+        *((name, "weighted_average") for name in ("resampled", "dare")),
+    }
+    for text in (report, first.output):
+        assert "Against the mean of the single models" in text
+        assert "The best single model was chosen by its score on these same documents" in text
     page = (directory / "report.html").read_text()
     assert page.count("<figure") == page.count("<svg") == report.count("![") == 1  # too few steps for a learning curve
     assert "http" not in "".join(line for line in page.splitlines() if "src=" in line or "<link" in line)
@@ -123,6 +132,18 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     after = times(directory)
     assert [name for name in after if after[name] != before[name]] == ["merges/average/ordermerge.json"]
 
+    # a task can be added
+    tasks = experiment.parent / "tasks"
+    (tasks / "more.yaml").write_text((tasks / "sums.yaml").read_text().replace("task: sums", "task: more"))
+    change(experiment, "evaluation", tasks=["sums", "more"])
+    before = times(directory)
+    assert run(experiment).exit_code == 0
+    after = times(directory)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        f"eval/{name}/ordermerge_more.json" for name in ("base", "order_0", "order_1", "average", "resampled", "dare")
+    }
+    change(experiment, "evaluation", tasks=["sums"])
+
     # a merge can be added, a change is refused by name, and --force redoes the stage and those after it
     change(experiment, "merges", selected={"merge_method": "parameter_selection"})
     added = run(experiment)
@@ -138,7 +159,9 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     forced = run(experiment, "--force", "merge")
     assert forced.exit_code == 0, forced.output
     after = times(directory)
-    assert {name for name in after if after[name] == before[name]} == {f"orders/{k}/order/order.json" for k in range(2)}
+    assert {name for name in after if after[name] == before[name] and "_more" not in name} == {
+        f"orders/{k}/order/order.json" for k in range(2)
+    }
 
 
 def test_a_changed_order_is_refused_before_anything_is_done(experiment: Path) -> None:
