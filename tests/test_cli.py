@@ -55,6 +55,8 @@ def test_version_is_printed() -> None:
         ["inspect", "--base", "b"],
         ["train", "x", "--order", "-1"],
         ["orders", "x", "--processes", "0"],
+        ["train", "x", "--cpus-per-order", "2"],
+        ["train", "x", "--executor", "ray", "--gpus-per-order", "2"],
     ],
     ids=" ".join,
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ordermerge.train.data import Samples, load_samples
+    from ordermerge.train.executors import Resources, train_on_ray
     from ordermerge.train.given import check_orders
     from ordermerge.train.lora import check_lora
     from ordermerge.train.orders import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ordermerge.train.sources import check_data, data_file
 
 _HOMES = {
+    "Resources": "executors",
     "STRATEGIES": "orders",
     "Samples": "data",
     "batch_orders": "orders",
@@ -40,11 +42,13 @@ _HOMES = {
     "preview_orders": "preview",
     "random_orders": "orders",
     "rotate_orders": "orders",
+    "train_on_ray": "executors",
     "train_orders": "sft",
 }
 
 __all__ = [
     "STRATEGIES",
+    "Resources",
     "Samples",
     "batch_orders",
     "check_data",
@@ -60,6 +64,7 @@ __all__ = [
     "preview_orders",
     "random_orders",
     "rotate_orders",
+    "train_on_ray",
     "train_orders",
 ]
 

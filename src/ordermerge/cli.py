@@ -67,14 +67,36 @@ def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> N
 @main.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.option("--order", type=click.IntRange(min=0), help="Train only this order (0 to K-1), as in a Slurm array.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="One order after another here, or all of them on a Ray cluster: $RAY_ADDRESS, or this machine.",
+)
+@click.option("--cpus-per-order", type=click.IntRange(min=1), help="With ray: CPUs, and threads, of each order. [1]")
+@click.option(
+    "--gpus-per-order", type=click.FloatRange(0, 1), help="With ray: GPUs of each order. [1 if there are any]"
+)
 @RUNS_DIR
 @_user_errors
-def train(experiment: Path, order: int | None, runs_dir: Path) -> None:
+def train(
+    experiment: Path,
+    order: int | None,
+    executor: str,
+    cpus_per_order: int | None,
+    gpus_per_order: float | None,
+    runs_dir: Path,
+) -> None:
     """Fine-tune the base model once for each order of the data."""
+    if executor == "local" and (cpus_per_order, gpus_per_order) != (None, None):
+        raise click.UsageError("--cpus-per-order and --gpus-per-order go with --executor ray")
     from ordermerge.run import train_experiment
+    from ordermerge.train import Resources
     from ordermerge.train.processes import rank
 
-    directories = train_experiment(experiment, runs_dir, only=order)
+    on_ray = Resources(cpus_per_order or 1, gpus_per_order) if executor == "ray" else None
+    directories = train_experiment(experiment, runs_dir, only=order, on_ray=on_ray)
     for directory in directories if rank() == 0 else []:
         click.echo(directory)
 

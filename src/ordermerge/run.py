@@ -30,7 +30,7 @@ from ordermerge.report import write_report
 from ordermerge.roles import model_roles
 from ordermerge.scored_card import write_cards
 from ordermerge.stages import STAGES, Step, unfinished
-from ordermerge.train import check_training, train_orders
+from ordermerge.train import Resources, check_training, train_on_ray, train_orders
 from ordermerge.train.processes import on_main
 
 
@@ -82,13 +82,16 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     click.echo(f"report: {report}")
 
 
-def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> list[Path]:
+def train_experiment(
+    path: Path, runs_dir: Path, *, only: int | None = None, on_ray: Resources | None = None
+) -> list[Path]:
     """Train an experiment's sub-models, or one of them.
 
     Args:
         path: The experiment file.
         runs_dir: Holds the run directories.
         only: The one order to train.
+        on_ray: Train on a Ray cluster, each order with these resources; here, one after another, if not given.
 
     Returns:
         The sub-model directories.
@@ -101,6 +104,8 @@ def train_experiment(path: Path, runs_dir: Path, *, only: int | None = None) -> 
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     on_main(lambda: _write_resolved(experiment, path, run_directory))
+    if on_ray is not None:
+        return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
     return train_orders(experiment, run_directory, only=only)
 
 
