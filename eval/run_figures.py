@@ -36,7 +36,7 @@ def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
         for axes, (key, found) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
             _paint_effects(axes, key, found, models)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", title="merged model less")
+        figure.legend(handles, labels, loc="outside upper left", title="merged model less", alignment="left")
 
     height = 0.9 + len(panels) * (0.9 + 0.45 * len(models))
     rows = [[getattr(one, column) for column in _EFFECT_COLUMNS] for one in report.comparisons]
@@ -94,6 +94,8 @@ def learning_figure(losses: Mapping[str, Curve], eval_losses: Mapping[str, Curve
         axes.set_xlabel("step" + (" (dashed, dots: validation)" if any(eval_losses.values()) else ""))
         axes.set_ylabel("loss")
         axes.set_yscale("log")
+        for part in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            part(lambda value, _: f"{value:g}")
         if len(losses) <= len(COLOURS):
             axes.legend()
 

@@ -33,7 +33,7 @@ a { color: var(--link); }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { border-bottom-width: 2px; }
-td:not(:first-child), th { white-space: nowrap; }
+td:not(:first-child) { white-space: nowrap; }
 code { font: .88em ui-monospace, monospace; background: var(--shade); border-radius: 3px; padding: .1em .25em; }
 pre { padding: .8rem; background: var(--shade); border-radius: 4px; overflow-x: auto; line-height: 1.4; }
 pre code { padding: 0; background: none; }

@@ -56,8 +56,8 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
     whole = [row for row in saved.rows if row.limit is None]
     card.data.model_name = merged.name
     card.data.eval_results = [_eval_result(row, saved.results[row.task]) for row in whole] or None
-    if experiment.locate(experiment.model.path) is None:
-        card.data.base_model = experiment.model.path
+    on_hub = experiment.locate(experiment.model.path) is None
+    card.data.base_model = experiment.model.path if on_hub else card.data.base_model or None
     if experiment.locate(experiment.data.train) is None:
         card.data.datasets = [experiment.data.train]
     card.save(file)
