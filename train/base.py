@@ -1,12 +1,14 @@
 """The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
 
 import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -119,30 +121,39 @@ def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, dir
     Raises:
         UserError: If training has made a weight infinite or not a number.
     """
-    if not trainer.is_fsdp_enabled:
-        _require_finite(trainer.model)
+    _require_finite(cast(torch.nn.Module, trainer.model))
     tokenizer = load_tokenizer(experiment)
     for key in ("is_local", "local_files_only"):  # how it was loaded, which would be saved as if it were its own
         tokenizer.init_kwargs.pop(key, None)
     with _as_given(trainer, base, tokenizer):
-        _save_weights(trainer, getattr(torch, experiment.model.dtype), directory)
+        _save_weights(trainer, experiment, directory)
     if not trainer.args.should_save:
         return
     (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
-    if experiment.lora is None or not trainer.args.should_save:
+    if experiment.lora is None:
         return
     if not experiment.saves_adapters:
-        # Loading seeds the generators, and training may go on.
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with _random_numbers_kept():
             make_dense(load_model(experiment).model, directory)
     elif base.generation_config is not None:
         base.generation_config.save_pretrained(directory)  # for the merge, which takes it from the first sub-model
 
 
-def _require_finite(model: torch.nn.Module | None) -> None:
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Let a training go on with the random numbers that it would have drawn: loading a model sets the seeds."""
+    python, numpy_ = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        yield
+    random.setstate(python)
+    numpy.random.set_state(numpy_)
+
+
+def _require_finite(model: torch.nn.Module) -> None:
     """Refuse weights that are no numbers; the logged losses hide them, as the Trainer leaves such steps out."""
-    assert model is not None
-    bad = [name for name, weight in model.named_parameters() if weight.requires_grad and not weight.isfinite().all()]
+    trained = ((name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad)
+    # Of FSDP's shards, each process looks at its own.
+    bad = [name for name, weight in trained if not getattr(weight, "to_local", lambda w=weight: w)().isfinite().all()]
     if bad:
         raise UserError(
             f"training has made {len(bad)} tensors infinite or not a number (the first: {bad[0]}); lower "
@@ -164,13 +175,15 @@ def _as_given(trainer: Trainer, base: BaseModel, tokenizer: PreTrainedTokenizerB
         model.config, model.generation_config, trainer.processing_class = changed
 
 
-def _save_weights(trainer: Trainer, dtype: torch.dtype, directory: Path) -> None:
+def _save_weights(trainer: Trainer, experiment: Experiment, directory: Path) -> None:
     if not trainer.is_fsdp_enabled:
         trainer.save_model(str(directory))
         return
     # Where FSDP keeps shards, `save_model` saves no weights; and FSDP 2 trains bfloat16 weights as float32.
     weights = trainer.accelerator.get_state_dict(trainer.model)
-    trainer._save(str(directory), {name: value.to(dtype) for name, value in weights.items()})
+    if experiment.lora is None:
+        weights = {name: value.to(getattr(torch, experiment.model.dtype)) for name, value in weights.items()}
+    trainer._save(str(directory), weights)
 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ordermerge.experiment import CheckpointsSection
+from ordermerge.experiment import CheckpointsSection, Experiment
 from ordermerge.space import require_space
 from ordermerge.train.processes import say
 
@@ -37,11 +37,28 @@ def plan_saves(section: CheckpointsSection, steps: int, epochs: int) -> Saves:
     return Saves(kept, _marks(section.resume_every or steps // epochs, steps))
 
 
-def require_disk(model: nn.Module, saves: Saves, directory: Path, orders: int) -> None:
+def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: int) -> int:
+    """Return how many bytes of disk the training of some orders takes at its height.
+
+    Args:
+        experiment: The experiment.
+        model: The model to be trained, with its adapter if it has one.
+        saves: What is saved of each training.
+        orders: How many orders are to be trained, one after the other.
+    """
+    sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    # AdamW holds two numbers for each weight; training checkpoints of a model with an adapter hold the adapter alone.
+    state = (whole if experiment.lora is None else trained) + 2 * trained
+    at_once = min(len(saves.resumable), 2)  # one is removed when the next is whole
+    return orders * (1 + len(saves.kept)) * (trained if experiment.saves_adapters else whole) + at_once * state
+
+
+def require_disk(needed: int, saves: Saves, directory: Path, orders: int) -> None:
     """Say how much disk a training takes, and refuse it if that is not free.
 
     Args:
-        model: The model to be trained.
+        needed: Bytes.
         saves: What is saved of each training.
         directory: Where it is saved.
         orders: How many orders are to be trained, one after the other.
@@ -49,28 +66,10 @@ def require_disk(model: nn.Module, saves: Saves, directory: Path, orders: int) -
     Raises:
         UserError: If it is not free.
     """
-    needed = disk_needed(model, saves, orders)
     require_space(directory, needed, f"training {orders} sub-models")
     kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
     resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
     say(f"training {orders} sub-models{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
-
-
-def disk_needed(model: nn.Module, saves: Saves, orders: int) -> int:
-    """Return how many bytes of disk the training of some orders takes at its height.
-
-    Args:
-        model: The model to be trained.
-        saves: What is saved of each training.
-        orders: How many orders are to be trained, one after the other.
-    """
-    sizes = [
-        (parameter.numel() * parameter.element_size(), parameter.requires_grad) for parameter in model.parameters()
-    ]
-    weights = sum(size for size, _ in sizes)
-    state = weights + 2 * sum(size for size, trained in sizes if trained)  # AdamW holds two numbers for each weight
-    at_once = min(len(saves.resumable), 2)  # one is removed when the next is whole
-    return orders * (1 + len(saves.kept)) * weights + at_once * state
 
 
 def _marks(every: int | float, steps: int) -> frozenset[int]:

@@ -5,31 +5,29 @@ import gc
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import set_seed
 
 from ordermerge import stages
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint_path
 from ordermerge.train import processes
-from ordermerge.train.base import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
-from ordermerge.train.checkpoints import KEPT, plan_saves, require_disk
-from ordermerge.train.data import Samples, load_samples
+from ordermerge.train.base import base_inputs, load_model, load_tokenizer, save_submodel
+from ordermerge.train.checkpoints import disk_needed, require_disk
+from ordermerge.train.data import load_samples
 from ordermerge.train.given import check_orders, order_inputs
 from ordermerge.train.loggers import EndRun
-from ordermerge.train.lora import check_lora, check_tied, lora_config
+from ordermerge.train.lora import check_lora
+from ordermerge.train.making import make_saver, make_trainer
 from ordermerge.train.prepared import Prepared, prepare, require_agreement
 from ordermerge.train.processes import say
 from ordermerge.train.progress import Progress
 from ordermerge.train.quiet import quiet
 from ordermerge.train.record import MARKER, describe, outcome, outcome_lines, warnings, write_record
 from ordermerge.train.resume import Training
-from ordermerge.train.saving import Saver
-from ordermerge.train.settings import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
+from ordermerge.train.settings import TRAINING_SEED, WITHOUT_EFFECT, check_sft
 from ordermerge.train.sources import check_data, data_file
-from ordermerge.train.trainer import OrderTrainer
-from ordermerge.train.workplace import LOGS, prepare_start, state_directory, workplace
+from ordermerge.train.workplace import prepare_start, workplace
 
 __all__ = ["check_training", "order_steps", "orders_to_train", "train_orders"]
 
@@ -134,16 +132,17 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             start = processes.on_main(functools.partial(prepare_start, directory, training))
             torch.set_num_threads(start.threads)
             base = load_model(experiment)
-            trainer = _make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
+            trainer = make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
             if prepared is None:
                 prepared = prepare(experiment, samples, trainer)
                 require_agreement(samples, prepared)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     say(f"warning: {warning}")
             trainer.permutations = prepared.orders[step.inputs["order"]]
-            saver = _make_saver(experiment, trainer, base, prepared, training, directory)
-            if step == todo[0]:
-                processes.on_main(functools.partial(require_disk, trainer.model, saver.saves, directory, len(todo)))
+            saver = make_saver(experiment, trainer, base, prepared, training, directory)
+            if position == 1:
+                needed = disk_needed(experiment, trainer.model, saver.saves, len(todo))
+                processes.on_main(functools.partial(require_disk, needed, saver.saves, directory, len(todo)))
             for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
@@ -160,62 +159,6 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
         del base, trainer, saver
         _free_memory()
     torch.set_num_threads(threads)
-
-
-def _make_trainer(
-    experiment: Experiment,
-    order: int,
-    base: BaseModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Samples | Prepared,
-    directory: Path,
-) -> OrderTrainer:
-    """Return the trainer of an order; it prepares the data if that has not been done."""
-    args = make_config(
-        experiment,
-        directory / LOGS,
-        disable_tqdm=True,  # `Progress` has a line of its own
-        run_name=f"{experiment.name}-{order}",
-        dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
-    )
-    if args.fp16 and args.device.type == "cpu":
-        raise UserError(
-            "`sft.fp16` does nothing on the CPU, where this runs; set `bf16: true` for autocast, or neither"
-        )
-    try:
-        trainer = OrderTrainer(
-            base.model,
-            args,
-            train_dataset=data.train,
-            eval_dataset=data.validation if args.do_eval else None,
-            processing_class=tokenizer,
-            peft_config=lora_config(experiment),
-        )
-    except TemplateError as error:
-        raise UserError(f"`data.messages`: the tokenizer's chat template refuses a chat: {error}") from error
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
-    check_tied(base.model)
-    trainer.state_directory = state_directory(directory)
-    trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
-    return trainer
-
-
-def _make_saver(
-    experiment: Experiment,
-    trainer: OrderTrainer,
-    base: BaseModel,
-    prepared: Prepared,
-    training: Training,
-    directory: Path,
-) -> Saver:
-    """Return what follows the training and saves between its steps."""
-
-    def keep(step: int) -> None:
-        save_submodel(trainer, base, experiment, directory / KEPT / f"step-{step}")
-
-    saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
-    return Saver(trainer, prepared.sample_ids, training, saves, keep)
 
 
 def _free_memory() -> None:

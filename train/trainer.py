@@ -79,16 +79,20 @@ class OrderTrainer(SFTTrainer):
         return super().prediction_step(model, inputs, *rest, **named)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> OrderSampler:
-        # Not from set_epoch: after a resumption it does not reach a sampler that accelerate has wrapped.
-        return OrderSampler(self.permutations, lambda: self.state.global_step // self.steps_per_epoch)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        # The ids are kept up to the collator.
-        self._signature_columns: list[str] | None = list(dict.fromkeys([*(self._signature_columns or []), SAMPLE_ID]))
+        return OrderSampler(self.permutations, self._epoch_from_state)
 
     def _send_telemetry(self) -> None:
         """Do nothing. TRL's would tell its hub of each trainer: architecture, GPU, processes, kind of data source."""
+
+    def _epoch_from_state(self) -> int:
+        # Not from set_epoch: after a resumption it does not reach a sampler that accelerate has wrapped.
+        return self.state.global_step // self.steps_per_epoch
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns or []
+        if SAMPLE_ID not in columns:
+            columns.append(SAMPLE_ID)  # kept up to the collator
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.state_directory)

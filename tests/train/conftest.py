@@ -50,10 +50,9 @@ def write_experiment(tmp_path: Path, base: Path, records: list[dict[str, str]]) 
             "data": {"train": "train.jsonl", "prompt": "{question}", "completion": "{answer}"},
             "orders": {"count": 2},
             "sft": SFT,
-            "checkpoints": {},
         }
         for name, changes in sections.items():
-            merged = {**content[name], **changes}
+            merged = {**content.get(name, {}), **changes}
             content[name] = {key: value for key, value in merged.items() if value is not None}
         path = tmp_path / "experiment.yml"
         path.write_text(yaml.safe_dump({"name": "tiny", **content}), encoding="utf-8")

@@ -56,13 +56,20 @@ def test_a_wrong_cadence_is_named(value: Any, write_experiment: Write):
         write_experiment(checkpoints={"every": value})
 
 
-def test_disk_needed_counts_models_and_two_training_states():
-    model = torch.nn.Linear(10, 10, bias=False)  # 400 bytes
-    assert disk_needed(model, Saves(frozenset(), frozenset()), orders=4) == 4 * 400
-    assert disk_needed(model, Saves(frozenset({1, 2}), frozenset({1})), orders=4) == 4 * 3 * 400 + 3 * 400
-    assert disk_needed(model, Saves(frozenset(), frozenset({1, 2, 3})), orders=1) == 400 + 2 * 3 * 400
-    model.requires_grad_(False)
-    assert disk_needed(model, Saves(frozenset(), frozenset({1})), orders=1) == 400 + 400
+def test_disk_needed_counts_models_and_two_training_states(write_experiment: Write):
+    model, plain = torch.nn.Linear(10, 10, bias=False), write_experiment()  # 400 bytes
+    assert disk_needed(plain, model, Saves(frozenset(), frozenset()), orders=4) == 4 * 400
+    assert disk_needed(plain, model, Saves(frozenset({1, 2}), frozenset({1})), orders=4) == 4 * 3 * 400 + 3 * 400
+    assert disk_needed(plain, model, Saves(frozenset(), frozenset({1, 2, 3})), orders=1) == 400 + 2 * 3 * 400
+
+
+def test_disk_needed_counts_of_adapters_what_is_saved(write_experiment: Write):
+    model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 1, bias=False))
+    model[0].requires_grad_(False)
+    saves, adapter = Saves(frozenset(), frozenset({1})), 40
+    adapters, dense = (write_experiment(lora={"save_as": kind}) for kind in ("adapter", "dense"))
+    assert disk_needed(adapters, model, saves, orders=2) == 2 * adapter + 3 * adapter
+    assert disk_needed(dense, model, saves, orders=2) == 2 * (400 + adapter) + 3 * adapter
 
 
 def test_kept_models_are_plain_checkpoints_and_change_nothing(
@@ -94,6 +101,20 @@ def test_a_kept_model_is_that_of_its_step(tmp_path: Path, write_experiment: Writ
     (long,) = train_orders(write_experiment(checkpoints={"every": 0.5}), tmp_path / "long", only=0)
     (short,) = train_orders(write_experiment(sft={"num_train_epochs": 1}), tmp_path / "short", only=0)
     assert _equal(long / "checkpoints" / "step-7", short)
+
+
+@pytest.mark.parametrize("save_as", ["adapter", "dense"])
+def test_kept_adapters_change_nothing_either(save_as: str, tmp_path: Path, write_experiment: Write):
+    lora = {"r": 4, "lora_dropout": 0.3, "save_as": save_as}
+    name = "adapter_model.safetensors" if save_as == "adapter" else "model.safetensors"
+    (plain,) = train_orders(write_experiment(lora=lora), tmp_path / "plain", only=0)
+    (kept,) = train_orders(write_experiment(lora=lora, checkpoints={"every": 5}), tmp_path / "kept", only=0)
+    assert (kept / name).read_bytes() == (plain / name).read_bytes()
+    files = sorted(path.name for path in plain.iterdir() if path.is_file())
+    for step in (5, 10):
+        folder = kept / "checkpoints" / f"step-{step}"
+        assert sorted(path.name for path in folder.iterdir()) == files
+        assert (folder / name).read_bytes() != (plain / name).read_bytes()
 
 
 def test_orders_trained_without_the_kept_models_are_refused(tmp_path: Path, write_experiment: Write):

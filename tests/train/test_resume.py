@@ -215,6 +215,15 @@ def test_other_inputs_begin_again_and_are_named(
     assert _files(directory) == whole
 
 
+def test_an_interrupted_adapter_ends_in_the_same_bits(write: Write, tmp_path: Path):
+    lora = {"r": 4, "lora_dropout": 0.3}
+    (expected,) = train_orders(write(lora=lora), tmp_path / "expected", only=0)
+    _interrupt(write(lora=lora), tmp_path / "run", 10)
+    (directory,) = train_orders(write(lora=lora), tmp_path / "run", only=0)
+    assert _resumed_after(directory) == 7
+    assert _files(directory) == _files(expected)
+
+
 def test_fields_without_effect_on_the_weights_do_not_matter(write: Write, tmp_path: Path):
     _interrupt(write(), tmp_path / "run", 10)
     (directory,) = train_orders(write(sft={"logging_steps": 3, "dataloader_num_workers": 1}), tmp_path / "run", only=0)
