@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -109,7 +110,7 @@ def steps_figure(stem: Path, losses: Mapping[int, Mapping[str, float]]) -> list[
     return save_figure(stem, size, paint, ("model", "step", "loss"), rows)
 
 
-def _look(number: int) -> dict[str, str]:
+def _look(number: int) -> dict[str, Any]:
     """Return colour and line style of a series; with the colours used up, the style changes."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": _STYLES[number // len(COLOURS) % len(_STYLES)]}
 

@@ -139,8 +139,9 @@ def merged_trace(merged: Array, losses: Array, positions: Array, *, resamples: i
 
     slope, share, *slopes = traces(moments.sum(axis=0)[None])[0]
     low, high = bootstrap_interval(moments, traces, resamples, np.random.default_rng(seed))
-    plain = (float(value) for value in (slope, low[0], high[0], share, low[1], high[1]))
-    return Trace(*plain, np.array(slopes), low[2:], high[2:])
+    ends = (slope, low[0], high[0]), (share, low[1], high[1])
+    numbers = [float(value) for values in ends for value in values]
+    return Trace(*numbers, by_order=np.array(slopes), by_order_low=low[2:], by_order_high=high[2:])
 
 
 def moved_together(positions: NDArray[np.int64], batch: int) -> NDArray[np.int64] | None:

@@ -153,7 +153,7 @@ def _take(
     """Compute and write the losses of one model."""
     started = time.perf_counter()
     losses, device = measure(experiment, name, path, splits, machine, dtype=inputs["dtype"])
-    columns = {
+    columns: dict[str, list[Any]] = {
         "sample_id": [i for split in splits for i in split.sample_ids],
         "split": [split.name for split in splits for _ in split.sample_ids],
         "tokens": [count for split in splits for count in count_learnt(split.labels).tolist()],
