@@ -139,9 +139,17 @@ def merged_trace(merged: Array, losses: Array, positions: Array, *, resamples: i
 
     slope, share, *slopes = traces(moments.sum(axis=0)[None])[0]
     low, high = bootstrap_interval(moments, traces, resamples, np.random.default_rng(seed))
-    ends = (slope, low[0], high[0]), (share, low[1], high[1])
-    numbers = [float(value) for values in ends for value in values]
-    return Trace(*numbers, by_order=np.array(slopes), by_order_low=low[2:], by_order_high=high[2:])
+    return Trace(
+        slope=float(slope),
+        low=float(low[0]),
+        high=float(high[0]),
+        share=float(share),
+        share_low=float(low[1]),
+        share_high=float(high[1]),
+        by_order=np.array(slopes),
+        by_order_low=low[2:],
+        by_order_high=high[2:],
+    )
 
 
 def moved_together(positions: NDArray[np.int64], batch: int) -> NDArray[np.int64] | None:
