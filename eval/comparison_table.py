@@ -43,8 +43,12 @@ def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> N
         report: The comparison.
         file: Where to print; standard output if not given.
     """
+    last = None
     for heading, against, comparisons in _blocks(report):
-        print(f"{heading}\n{against}:", file=file)
+        if heading != last:
+            print(heading, file=file)
+        last = heading
+        print(f"{against}:", file=file)
         header = ["model", "difference", f"{report.confidence:.0%} interval", "p (Holm)"]
         print_columns(header, [[*_cells(one), _p(one.p_value_holm)] for one in comparisons], file=file)
     for note in comparison_notes(report):
@@ -62,10 +66,15 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
         lines += [
             f"Differences: merged model less reference, on the same documents. Intervals: bootstrap over documents "
             f"({report.resamples:,} resamples, seed {report.seed}). p: two-sided sign-flip test; Holm: corrected for "
-            f"all {len(report.comparisons)} comparisons. Detectable: the smallest difference that so many documents "
-            f"show with a chance of {report.power:.0%}, at 5 % and before that correction.",
+            f"all {len(report.comparisons)} comparisons.",
             "They tell what other documents would change, not what other training orders would.",
         ]
+    if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
+        lines.append(
+            "Detectable: the smallest difference that so many documents show with a chance of "
+            f"{report.power:.0%}, at 5 % and before correction; here {digits(min(detectable))} to "
+            f"{digits(max(detectable))}."
+        )
     if any(one.reference == "single_best" for one in report.comparisons):
         lines.append(_BEST_BY[report.best_single_by])
     for spread in report.spreads:

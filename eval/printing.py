@@ -34,7 +34,7 @@ def print_columns(
 
     titles, tables = list(header), [list(range(len(header)))]
     if not fits(tables[0], titles):
-        titles, tables = [title.replace(" ", "\n") for title in header], [[0]]
+        titles, tables = [_stacked(title) for title in header], [[0]]
         for column in range(1, len(header)):
             if len(tables[-1]) > 1 and not fits([*tables[-1], column], titles):
                 tables.append([0])
@@ -43,6 +43,11 @@ def print_columns(
         console.print(_rich_table(columns, titles, lines))
     for note in notes:
         console.print(Text(note), soft_wrap=True)
+
+
+def _stacked(title: str) -> str:
+    """Return a title with one word a line; an arrow stays beside its word."""
+    return title.replace(" ", "\n").replace("\n↑", " ↑").replace("\n↓", " ↓")
 
 
 def _rich_table(columns: Sequence[int], titles: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":

@@ -64,6 +64,8 @@ def test_comparison_notes_say_methods_choice_spread_and_what_is_left_out():
     assert "Holm: corrected for all 4 comparisons" in first
     assert second == "They tell what other documents would change, not what other training orders would."
     assert others == [
+        "Detectable: the smallest difference that so many documents show with a chance of 80%, at 5 % and before "
+        "correction; here 0.040 to 0.040.",
         "The best single model was chosen by its score on these same documents, which favours it.",
         "t acc over 2 orders (order_0, order_1): mean 0.775, standard deviation 0.041.",
         "w perplexity strict is not compared: its value is not a mean over documents.",
@@ -90,5 +92,6 @@ def test_print_comparison_has_a_line_for_each_model_at_80_columns(terminal, monk
     print_comparison(report(), file)
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert "Against the best single model, order_1 (0.804):" in lines
+    assert lines.count("t acc ↑, 1,319 documents") == 1
     assert "parameter_selection_resample -0.001 -0.010 to 0.000 1.000" in lines
     assert lines.count("average +0.179 +0.151 to +0.207 <0.001") == 2

@@ -97,6 +97,7 @@ def test_print_table_in_a_narrow_terminal_moves_whole_columns_into_further_table
         "parameter_selection_resample 0.500 ± 0.100",
     ]
     assert "worded_arithmetic_2" in lines
+    assert "model strict-match ↑" in lines
     assert max(map(len, file.getvalue().splitlines())) <= 80
 
 
