@@ -16,7 +16,9 @@ from ordermerge.eval.scoring import score_models
 RNG = np.random.default_rng(5)
 ROLES = Roles(["order_0", "order_1"], ["average", "selected"], "average")
 N = 40
-SCORES = {name: RNG.integers(0, 2, N).tolist() for name in ("order_0", "order_1", "average", "selected")}
+SHARES = {"order_0": 0.4, "order_1": 0.6, "average": 0.7, "selected": 0.85}
+SCORES = {name: (RNG.random(N) < share).astype(int).tolist() for name, share in SHARES.items()}
+assert len({sum(values) for values in SCORES.values()}) == 4  # no ties
 Scores = Mapping[str, Mapping[str, Sequence[float]]]
 
 

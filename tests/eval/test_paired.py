@@ -114,6 +114,10 @@ def test_models_alike_on_every_document_and_a_single_document():
 def test_detectable_known_answer():
     values = np.array([1.0, -1.0] * 50)
     assert one(values).detectable == pytest.approx((1.959964 + 0.841621) * np.sqrt(100 / 99) / 10, rel=1e-6)
+    # half a mean of 100 and half of one of 400, each document's difference 1 or -1
+    variance = 0.25 / 99 + 0.25 / 399
+    group = one([1.0, -1.0] * 250, [100, 400], [0.5, 0.5])
+    assert group.detectable == pytest.approx(2.801585 * np.sqrt(variance), rel=1e-6)
 
 
 @pytest.mark.parametrize("singles", [1, 4], ids=["against one model", "against the mean of four"])
