@@ -3,7 +3,9 @@
     scoring     scores a list of models, each once on each task
     harness     runs one model through lm-eval
     checks      says what is wrong with an evaluation, before it is begun
-    tasks       finds the tasks
+    tasks       finds the tasks; `task_files` tells what local ones consist of
+    task_data   reads users' own data for the task files in `task_pack/`
+    explain     what went wrong, in one sentence; `hub` asks once whether the Hugging Face hub is there
     loaded      loads them, once for all models
     models      names, identity and completeness of what is scored
     saved       lm-eval's own result and sample files: written, and read back

@@ -167,6 +167,13 @@ def test_few_examples_never_show_the_document_itself(tmp_path):
         assert prompt == f"Question: {other}\nAnswer: #### {other}\n\nQuestion: {doc['question']}\nAnswer:"
 
 
+def test_completion_follows_its_prompt_at_once_in_examples_too(tmp_path):
+    data = write(tmp_path / "d.jsonl", [{"prompt": f"{name}:", "completion": name} for name in "ab"])
+    task = task_of(ask("ordermerge_completion", metadata={"data_files": data}))
+    task.set_fewshot_seed(seed=1)
+    assert task.fewshot_context(task.eval_docs[0], 1) == "b:b\n\na:"
+
+
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 def test_load_keeps_texts_as_they_are_in_every_format(tmp_path, suffix):
     records = [{"a": "007", "b": "2020-01-01"}, {"a": "NA", "b": "2020-01-02"}]
