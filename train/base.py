@@ -150,7 +150,7 @@ def _random_numbers_kept() -> Iterator[None]:
 
 
 def _require_finite(model: torch.nn.Module) -> None:
-    """Refuse weights that are no numbers; the logged losses hide them, as the Trainer leaves such steps out."""
+    """Refuse weights that are no numbers: the last steps may have made them so, after the last logged loss."""
     trained = ((name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad)
     # Of FSDP's shards, each process looks at its own.
     bad = [name for name, weight in trained if not getattr(weight, "to_local", lambda w=weight: w)().isfinite().all()]
