@@ -1,7 +1,8 @@
 """What a user asks for reaches lm-eval under lm-eval's own names."""
 
+import json
+import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,7 @@ from click.testing import CliRunner
 
 from ordermerge.cli import main
 from ordermerge.errors import UserError
-from ordermerge.eval.harness import evaluate_model
-from ordermerge.eval.loaded import LoadedTask
-from ordermerge.experiment import EvaluationSection, evaluation_section
+from ordermerge.experiment import evaluation_section
 from ordermerge.pairs import read_pairs
 
 
@@ -53,36 +52,46 @@ def test_every_option_reaches_lm_eval(tmp_path, monkeypatch, tasks, family):
     }
 
 
-def test_vllm_is_given_the_folder_and_its_arguments_and_no_device(tmp_path, monkeypatch, family):
-    """vLLM itself is not here: lm-eval's own code is run up to the engine's start."""
-    started: dict[str, Any] = {}
+VLLM = """
+import importlib.metadata, json, pathlib, sys, types
 
-    class LLM:
-        def __init__(self, **arguments: Any):
-            started.update(arguments)
-            raise KeyError("heard enough")
+def module(name, **content):
+    made = types.ModuleType(name)
+    made.__dict__.update(content)
+    sys.modules[name] = made
 
-    def module(name: str, **content: Any) -> None:
-        made = types.ModuleType(name)
-        made.__dict__.update(content)
-        monkeypatch.setitem(sys.modules, name, made)
+class LLM:
+    def __init__(self, **arguments):
+        print(json.dumps(arguments))
+        raise SystemExit
 
-    module("vllm", LLM=LLM, SamplingParams=None, TokensPrompt=None, __spec__=types.SimpleNamespace(name="vllm"))
-    module("vllm.lora")
-    module("vllm.lora.request", LoRARequest=None)
-    module("vllm.tokenizers", get_tokenizer=None)
-    module("vllm.renderers")
-    module("vllm.renderers.hf", resolve_chat_template=None)
-    monkeypatch.delitem(sys.modules, "lm_eval.models.vllm_causallms", raising=False)
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.11.0")
-    settings = EvaluationSection(
-        tasks=["t"], model="vllm", batch_size="auto", model_args={"dtype": "bfloat16", "gpu_memory_utilization": 0.8}
-    )
-    with pytest.raises(KeyError, match="heard enough"):
-        evaluate_model(str(family[0]), None, [LoadedTask({"t": None}, ["t"])], settings, tmp_path)
-    assert (started["model"], started["dtype"]) == (str(family[0]), "bfloat16")
-    assert started["gpu_memory_utilization"] == 0.8
+module("vllm", LLM=LLM, SamplingParams=None, TokensPrompt=None, __spec__=types.SimpleNamespace(name="vllm"))
+module("vllm.lora")
+module("vllm.lora.request", LoRARequest=None)
+module("vllm.tokenizers", get_tokenizer=None)
+module("vllm.renderers")
+module("vllm.renderers.hf", resolve_chat_template=None)
+installed = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.11.0" if name == "vllm" else installed(name)
+from ordermerge.eval.harness import evaluate_model
+from ordermerge.eval.loaded import LoadedTask
+from ordermerge.experiment import EvaluationSection
+arguments = {"dtype": "bfloat16", "gpu_memory_utilization": 0.8}
+settings = EvaluationSection(tasks=["t"], model="vllm", batch_size="auto", model_args=arguments)
+evaluate_model(sys.argv[1], None, [LoadedTask({"t": None}, ["t"])], settings, pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.integration
+def test_vllm_is_given_the_folder_and_its_arguments_and_no_device(tmp_path, family):
+    """vLLM itself is not here: lm-eval's own code is run up to the engine's start, in a process of its own."""
+    command = [sys.executable, "-c", VLLM, str(family[0]), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    started = json.loads(done.stdout)
+    assert (started["model"], started["dtype"], started["gpu_memory_utilization"]) == (str(family[0]), "bfloat16", 0.8)
     assert "device" not in started
+    assert "device" not in done.stderr
 
 
 @pytest.mark.parametrize(
