@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -151,7 +152,10 @@ def _best_single(scores: Mapping[str, Row], roles: Roles) -> str | None:
 
 
 def _spreads(key: Key, scores: Mapping[str, Row], roles: Roles) -> Iterator[Spread]:
-    sets = [("orders", roles.single), *(("seeds", models) for models in roles.draws)]
+    sets: list[tuple[Literal["orders", "seeds"], list[str]]] = [
+        ("orders", roles.single),
+        *(("seeds", models) for models in roles.draws),
+    ]
     for over, models in sets:
         if len(models) > 1 and all(name in scores for name in models):
             deviation = float(np.std([scores[name].value for name in models], ddof=1))

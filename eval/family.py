@@ -170,7 +170,7 @@ def _misfit(found: Sequence[Stored | None], sides: Sequence[str]) -> str | None:
         return f"{', '.join(sorted(unknown))}, not floating-point values of 16 to 64 bits"
     shapes: dict[tuple[int, ...] | None, str] = {}
     for model, tensor in zip(sides, found, strict=True):
-        shapes.setdefault(tensor and tensor.shape, model)
+        shapes.setdefault(tensor.shape if tensor else None, model)
     if len(shapes) > 1:
         return ", ".join(f"{list(shape or ())} in {model}" for shape, model in shapes.items())
     return None

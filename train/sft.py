@@ -3,6 +3,7 @@
 import functools
 import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -101,7 +102,7 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
         run_directory: Holds `orders/0` to `orders/K-1`.
     """
     files = {name: data_file(experiment, name) for name in ("train", "validation")}
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": base_inputs(experiment),
         "data": {
             **experiment.data.model_dump(),
@@ -141,7 +142,7 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             trainer.permutations = prepared.orders[step.inputs["order"]]
             saver = make_saver(experiment, trainer, base, prepared, training, directory)
             if position == 1:
-                needed = disk_needed(experiment, trainer.model, saver.saves, len(todo))
+                needed = disk_needed(experiment, base.model, saver.saves, len(todo))
                 processes.on_main(functools.partial(require_disk, needed, saver.saves, directory, len(todo)))
             for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
                 say(f"{step.name}: {line}")
