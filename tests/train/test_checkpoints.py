@@ -16,6 +16,7 @@ from ordermerge.errors import UserError
 from ordermerge.experiment import CheckpointsSection, Experiment
 from ordermerge.train import train_orders
 from ordermerge.train.checkpoints import Saves, disk_needed, plan_saves
+from ordermerge.train.trainer import OrderTrainer
 
 Write = Callable[..., Experiment]
 
@@ -101,6 +102,20 @@ def test_a_kept_model_is_that_of_its_step(tmp_path: Path, write_experiment: Writ
     (long,) = train_orders(write_experiment(checkpoints={"every": 0.5}), tmp_path / "long", only=0)
     (short,) = train_orders(write_experiment(sft={"num_train_epochs": 1}), tmp_path / "short", only=0)
     assert _equal(long / "checkpoints" / "step-7", short)
+
+
+def test_training_goes_on_with_its_own_configuration_after_a_save(
+    tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+):
+    step, seen = OrderTrainer.training_step, []
+
+    def note(self: OrderTrainer, *args: Any) -> torch.Tensor:
+        seen.append((self.model.config, self.model.generation_config, self.processing_class))
+        return step(self, *args)
+
+    monkeypatch.setattr(OrderTrainer, "training_step", note)
+    train_orders(write_experiment(checkpoints={"every": 3}), tmp_path, only=0)
+    assert all(one is first for later in seen for one, first in zip(later, seen[0], strict=True))
 
 
 @pytest.mark.parametrize("save_as", ["adapter", "dense"])
