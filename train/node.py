@@ -77,7 +77,8 @@ def train_task(task: Task) -> Iterator[str | Outcome]:
             train_orders(task.experiment, task.run_directory, only=task.order)
     except UserError as error:
         problems = error.problems
-    yield Outcome(said.getvalue().splitlines(), problems)
+    # How far the order was is of no interest when it has ended.
+    yield Outcome([line for line in said.getvalue().splitlines() if "): step " not in line], problems)
 
 
 def _check_node(task: Task) -> None:

@@ -108,6 +108,7 @@ def test_a_task_tells_where_it_runs_then_trains_with_its_threads(task: Callable[
     assert torch.get_num_threads() == 1
     assert outcome.problems == []
     assert [line.split(" in ")[0] for line in outcome.said] == [
+        "training 1 sub-models, and what an interrupted order goes on from, takes up to 0.000344 GB of disk",
         "order_1: training on 40 samples, 2 epochs",
         "order_1: trained",
     ]
@@ -252,12 +253,13 @@ def test_a_cluster_trains_orders_at_once_to_the_bits_of_a_local_run_though_a_wor
             if (started := re.match(r"order_1: started on .* \(process (\d+)\)", line)) and len(lines) < 4:
                 os.kill(int(started.group(1)), signal.SIGKILL)
     assert process.returncode == 0, lines
-    events = [line for line in lines if re.match(r"order_\d: (started|finished|Worker)", line)]
-    kinds = [re.sub(r" on .*|:? The.*", "", event) for event in events]
+    events = [line for line in lines if re.match(r"order_\d: (started|finished)", line)]
+    kinds = [event.split(" on ")[0] for event in events]
     assert sorted(kinds[:2]) == ["order_0: started", "order_1: started"]
     assert sorted(kinds[2:4]) != ["order_0: finished; 1 of 2 left", "order_1: finished; 1 of 2 left"]
     assert kinds.count("order_1: started") == 2
-    assert "order_1: WorkerCrashedError" in kinds
+    # What Ray calls the worker's death depends on how far its start was.
+    assert any(re.match(r"order_1: \w+: .*trying again \(1 of \d\)", line) for line in lines), lines
     assert lines[-2:] == [str(tmp_path / "runs" / "tiny" / "orders" / str(k)) for k in range(2)]
     local = train_orders(experiment, tmp_path / "local")
     for directory in local:
