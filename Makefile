@@ -16,9 +16,10 @@ test: $(VENV)/.installed lint
 # The committed results: what README.md quotes.
 results: quickstart
 	$(BIN)/ordermerge run recipes/quickstart/longer.yml
-	mkdir -p recipes/quickstart/results
-	cp runs/quickstart/report.md recipes/quickstart/results/quickstart.md
-	cp runs/quickstart_longer/report.md recipes/quickstart/results/quickstart_longer.md
+	for run in quickstart quickstart_longer; do \
+	  rm -rf recipes/quickstart/results/$$run && mkdir -p recipes/quickstart/results/$$run && \
+	  cp -r runs/$$run/report.md runs/$$run/figures recipes/quickstart/results/$$run && rm recipes/quickstart/results/$$run/figures/*.svg || exit 1; done
+	cp runs/quickstart/eval/comparison.json recipes/quickstart/results/quickstart/
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

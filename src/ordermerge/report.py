@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison import FILE as COMPARISON
 from ordermerge.eval.comparison import Comparison, ComparisonReport, load_comparison
@@ -38,6 +40,8 @@ def write_report(run_directory: Path) -> Path:
         UserError: If the directory holds no run, or a part of it is missing or damaged.
     """
     experiment = open_run(run_directory)
+    resolved = read_yaml(run_directory / EXPERIMENT)
+    made = resolved.pop(MADE_WITH, None)
     orders = [_order_record(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     rows = load_rows(run_directory / "eval", model_paths(experiment, run_directory), tasks)
@@ -48,8 +52,8 @@ def write_report(run_directory: Path) -> Path:
         "Position of samples": _imbalance(run_directory),
         "Models": _models(experiment),
         "Cost": _cost(experiment, orders),
-        "Reproduce": _reproduce(run_directory),
-        "Experiment": f"```yaml\n{(run_directory / EXPERIMENT).read_text(encoding='utf-8').rstrip()}\n```",
+        "Reproduce": _reproduce(run_directory, made) if made else "",
+        "Experiment": f"```yaml\n{yaml.safe_dump(resolved, sort_keys=False).rstrip()}\n```",
     }
     parts = [f"# {experiment.name}", *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text)]
     text = "\n\n".join(parts) + "\n"
@@ -168,8 +172,7 @@ def _cost(experiment: Experiment, orders: list[dict[str, Any]]) -> str:
     )
 
 
-def _reproduce(run_directory: Path) -> str:
-    made = read_yaml(run_directory / EXPERIMENT)[MADE_WITH]
+def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     lines = [
         "```",
