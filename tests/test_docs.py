@@ -22,10 +22,14 @@ SCORE = re.compile(r"\d\.\d{3} ± \d\.\d{3}")
 
 def test_readme_scores_are_those_of_the_committed_results() -> None:
     results = ROOT / "recipes" / "quickstart" / "results"
-    rows = [line for line in (results / "quickstart.md").read_text(encoding="utf-8").splitlines() if SCORE.search(line)]
+    rows = [
+        line
+        for line in (results / "quickstart" / "report.md").read_text(encoding="utf-8").splitlines()
+        if SCORE.search(line)
+    ]
     assert len(rows) == 10
     assert [line for line in README.splitlines() if line.startswith("|") and SCORE.search(line)] == rows
-    longer = (results / "quickstart_longer.md").read_text(encoding="utf-8")
+    longer = (results / "quickstart_longer" / "report.md").read_text(encoding="utf-8")
     prose = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
     assert SCORE.findall(prose) == SCORE.findall(longer)[1:]
 

@@ -57,7 +57,7 @@ def test_fine_tuning_lowers_real_held_out_loss_and_so_does_the_merge(tmp_path: P
     (tmp_path / "tasks" / "roleplay.yaml").write_text(TASK.replace("HELD_OUT", str(tmp_path / "held_out.jsonl")))
     experiment = {
         "name": "roleplay",
-        "model": {"path": "tinystories", "dtype": "bfloat16"},
+        "model": {"path": "tinystories", "dtype": "float32"},
         "data": {"train": "train.json", "prompt": "{instruction} {input}\n", "completion": "{response}"},
         "orders": {"count": 2},
         "sft": {
