@@ -40,11 +40,12 @@ class Case:
         return {"weight": self.weights(count) if self.weights else 1.0, **self.parameters}
 
 
+LINEAR = Case("linear", "linear")
 FLOOR = Case("floor", "", base=True)
 SELECTION = Case("selection", "parameter_selection")
 FULL = Case("full", "parameter_selection_resample", base=True)
 CASES = (
-    Case("linear", "linear"),
+    LINEAR,
     Case("task_arithmetic", "task_arithmetic", base=True, slow=True),
     Case("dare_ties", "dare_ties", base=True, parameters={"density": 0.5}, slow=True),
     Case("ties", "ties", base=True, parameters={"density": 0.5}, slow=True),
@@ -59,4 +60,4 @@ CASES = (
         "full_fractional_weights", "parameter_selection_resample", base=True, weights=fractional_weights, command=False
     ),
 )
-SCALING = (SELECTION, FULL)
+SCALING = (LINEAR, SELECTION, FULL)

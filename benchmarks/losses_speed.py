@@ -21,7 +21,7 @@ from synthetic import LlamaShape
 from transformers import LlamaConfig, LlamaForCausalLM
 from watched import machine
 
-from ordermerge.eval.losses import plan_batches, sample_losses
+from ordermerge.eval.imbalance.losses import plan_batches, sample_losses
 
 BOUND = 1.2
 _SEED = 0

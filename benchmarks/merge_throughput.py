@@ -3,23 +3,26 @@
     python benchmarks/merge_throughput.py                        # everything, 270 M parameters x 5 models, bfloat16
     python benchmarks/merge_throughput.py --only kernel          # methods alone, on tensors in memory
     python benchmarks/merge_throughput.py --only command         # the whole mergekit-yaml process
+    python benchmarks/merge_throughput.py --only merge           # the same merges in one process that has started up
     python benchmarks/merge_throughput.py --only scaling         # sizes, numbers of models, dtypes
     python benchmarks/merge_throughput.py --only report          # table and plot again, from the JSON
     python benchmarks/merge_throughput.py --parameters 20M --repetitions 2 --out /tmp/trial     # a quick look
 
 Results go to OUT/merge_throughput.json (every repetition), .md, .png and .svg. A part that is measured again replaces
 that part of the JSON. The machine must be idle: the methods keep all cores busy in step, and wait for the slowest.
-A part takes up to 10 minutes on 2 cores.
+A part takes up to 10 minutes on 2 cores. Where the system takes the page cache back early, or the disk is slow,
+TMPDIR=/dev/shm keeps the files of `command` and `merge` in memory; the results say which it was.
 """
 
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,14 +32,19 @@ import torch
 import yaml
 from cases import CASES, FLOOR, SCALING, Case
 from mergekit.common import parse_kmb
-from mergekit.merge_methods import merge_tensors
-from synthetic import MATRIX, TINY, change, make_tensors, shape_near, write_checkpoints
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.merge_methods import merge_tensors, register
+from mergekit.merge_methods.base import BasePolicy, InputContract, TensorGroup
+from mergekit.merge_methods.easy_define import merge_method
+from mergekit.options import MergeOptions
+from synthetic import MATRICES, MATRIX, TINY, LlamaShape, change, make_tensors, shape_near, write_checkpoints
 from throughput_report import write_report
 from watched import machine, mergekit_command, run_watched
 
 import ordermerge.merge_methods  # noqa: F401  (registers the methods also where torch loads no entry points)
 
-PARTS = ("kernel", "command", "scaling")
+PARTS = ("kernel", "command", "merge", "scaling")
 DTYPES = ("bfloat16", "float16", "float32")
 _FLOOR_CHUNK = 1 << 18
 # Reads each input once, in pieces that stay in the processor's cache, and writes the last input's bytes.
@@ -93,15 +101,29 @@ def read_once(tensors: list[torch.Tensor]) -> torch.Tensor:
     return out
 
 
+@merge_method(
+    name="benchmark_floor",
+    pretty_name="Floor",
+    reference_url="",
+    contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
+)
+def benchmark_floor(group: TensorGroup, weight: float = 1.0) -> torch.Tensor:
+    """What mergekit needs around any method: each input is read once, the output written once."""
+    return read_once([entry.tensor for entry in (group.base, *group.non_base)])
+
+
+register(benchmark_floor)
+
+
 def measure_kernel(cases: list[Case], parameters: int, count: int, dtype: str, times: dict[str, int]) -> dict[str, Any]:
-    base, models = tensors_in_memory(parameters, count, dtype)
+    shapes = shape_near(parameters).tensors().values()  # those of the models that `command` merges
+    base, models = tensors_in_memory(shapes, count, dtype)
     for case in cases:
         time_kernel(case, base[:1], [model[:1] for model in models])  # what is done only once is not counted
     seconds = in_turn({case.name: lambda case=case: time_kernel(case, base, models) for case in cases}, times)
     unchanged = [float((tensor == other).float().mean()) for tensor, other in zip(base[:1], models[0][:1], strict=True)]
     return {
         "parameters": sum(tensor.numel() for tensor in base),
-        "matrix": MATRIX,
         "bytes_per_value": base[0].element_size(),
         "unchanged_share": unchanged[0],
         "inputs_read": {case.name: count + case.base for case in cases},
@@ -109,16 +131,20 @@ def measure_kernel(cases: list[Case], parameters: int, count: int, dtype: str, t
     }
 
 
-def tensors_in_memory(parameters: int, count: int, dtype: str) -> tuple[Model, list[Model]]:
-    """Return a base model and `count` sub-models, each a list of matrices."""
-    matrices = max(1, round(parameters / (MATRIX[0] * MATRIX[1])))
-    base = make_tensors([MATRIX] * matrices, getattr(torch, dtype))
+def matrices(shape: tuple[int, int], parameters: int) -> list[tuple[int, ...]]:
+    """Return the shapes of as many matrices as hold about that many parameters."""
+    return [shape] * max(1, round(parameters / (shape[0] * shape[1])))
+
+
+def tensors_in_memory(shapes: Iterable[tuple[int, ...]], count: int, dtype: str) -> tuple[Model, list[Model]]:
+    """Return a base model and `count` sub-models."""
+    base = make_tensors(shapes, getattr(torch, dtype))
     return base, [list(change(base, seed + 1)) for seed in range(count)]
 
 
 def measure_scaling(parameters: int, count: int, dtype: str, repetitions: int) -> dict[str, Any]:
-    """Time two of the methods for 3 sizes, K = 2 to 16 and all dtypes, everything in turn."""
-    base, models = tensors_in_memory(parameters, count, dtype)
+    """Time some methods for 3 sizes, K = 2 to 16, all dtypes and 3 shapes of matrices, everything in turn."""
+    base, models = tensors_in_memory(matrices(MATRIX, parameters), count, dtype)
     quarter, sixteenth = max(1, len(base) // 4), max(1, len(base) // 16)
     many = [model[:quarter] for model in models]
     many += [list(change(base[:quarter], seed + 1)) for seed in range(count, 16)]
@@ -130,6 +156,8 @@ def measure_scaling(parameters: int, count: int, dtype: str, repetitions: int) -
         kind = getattr(torch, other)
         cast = [[tensor.to(kind) for tensor in model[:quarter]] for model in [base, *models]]
         settings[f"dtype {other}"] = (cast[0], cast[1:])
+    for shape in MATRICES:
+        settings[f"matrix {shape[0]}x{shape[1]}"] = tensors_in_memory(matrices(shape, parameters // 5), count, dtype)
     tasks = {
         f"{case.name}, {setting}": lambda case=case, data=data: time_kernel(case, *data)
         for setting, data in settings.items()
@@ -155,17 +183,10 @@ def measure_command(
     cases: list[Case], parameters: int, count: int, dtype: str, times: dict[str, int], work: Path
 ) -> dict[str, Any]:
     """Measure whole processes on models of the wanted size, and on tiny ones for what each costs to start."""
-    shape = shape_near(parameters)
-    need = shape.parameters() * getattr(torch, dtype).itemsize * (count + 3)
-    free = shutil.disk_usage(work).free
-    if free < need:
-        raise click.ClickException(
-            f"{need / 1e9:.1f} GB are needed for the models in --work-dir; {free / 1e9:.1f} free"
-        )
+    shape = shape_that_fits(parameters, count, dtype, work)
     tasks: dict[str, Callable[[], Any]] = {}
     for kind, size in (("whole", shape), ("start", TINY)):
-        folder = work / f"{kind}_{size.parameters()}_{dtype}"
-        write_checkpoints(folder, size, count, getattr(torch, dtype))
+        folder = write_models(size, count, dtype, work / kind)
         tasks |= {
             f"{case.name}, {kind}": lambda case=case, folder=folder: run_command(case, folder, count, dtype)
             for case in cases
@@ -173,31 +194,83 @@ def measure_command(
     tasks[f"{FLOOR.name}, whole"]()  # brings the files into the page cache
     runs = in_turn(tasks, {name: times[name.split(",")[0]] for name in tasks})
     return {
-        "parameters": shape.parameters(),
-        "shape": asdict(shape),
+        **about_files(shape, work),
         "runs": {name: [asdict(run) for run in found] for name, found in runs.items()},
+    }
+
+
+def measure_merge(
+    cases: list[Case], parameters: int, count: int, dtype: str, times: dict[str, int], work: Path
+) -> dict[str, Any]:
+    """Measure mergekit's merges from files to files in this process, after one of each that does not count."""
+    shape = shape_that_fits(parameters, count, dtype, work)
+    folder = write_models(shape, count, dtype, work / "whole")
+    tasks = {case.name: lambda case=case: time_merge(case, folder, count, dtype) for case in cases}
+    for task in tasks.values():
+        task()
+    return {**about_files(shape, work), "seconds": in_turn(tasks, times)}
+
+
+def time_merge(case: Case, folder: Path, count: int, dtype: str) -> float:
+    """Return the seconds that mergekit takes from a recipe to the written model, which is removed."""
+    config = MergeConfiguration.model_validate(recipe(case, folder, count, dtype))
+    out = folder / "merged"
+    start = time.perf_counter()
+    run_merge(config, str(out), MergeOptions(quiet=True))
+    seconds = time.perf_counter() - start
+    shutil.rmtree(out)
+    return seconds
+
+
+def shape_that_fits(parameters: int, count: int, dtype: str, work: Path) -> LlamaShape:
+    """Return the shape of the models, if there is room for them."""
+    shape = shape_near(parameters)
+    need = shape.parameters() * getattr(torch, dtype).itemsize * (count + 3)
+    free = shutil.disk_usage(work).free
+    if free < need:
+        raise click.ClickException(
+            f"{need / 1e9:.1f} GB are needed for the models in --work-dir; {free / 1e9:.1f} free"
+        )
+    return shape
+
+
+def write_models(shape: LlamaShape, count: int, dtype: str, where: Path) -> Path:
+    """Write a base model and `count` sub-models, or find them from before, and return their folder."""
+    folder = where.with_name(f"{where.name}_{shape.parameters()}_{dtype}")
+    write_checkpoints(folder, shape, count, getattr(torch, dtype))
+    return folder
+
+
+def about_files(shape: LlamaShape, work: Path) -> dict[str, Any]:
+    file_system = subprocess.check_output(["stat", "-f", "-c", "%T", work], text=True).strip()
+    return {"parameters": shape.parameters(), "shape": asdict(shape), "file_system": file_system}
+
+
+def recipe(case: Case, folder: Path, count: int, dtype: str) -> dict[str, Any]:
+    """Return a method's recipe for the models of a folder."""
+    base = {"base_model": str(folder / "base")} if case.base else {}
+    models = [{"model": str(folder / f"model_{index}")} for index in range(count)]
+    method = "benchmark_floor" if case is FLOOR else case.method
+    return {
+        "merge_method": method,
+        **base,
+        "models": models,
+        "parameters": case.parameters_for(count),
+        "dtype": dtype,
     }
 
 
 def run_command(case: Case, folder: Path, count: int, dtype: str) -> Any:
     """Merge the first models of a folder by a process of its own; the output is removed."""
-    names = [folder / f"model_{index}" for index in range(count)]
     out, log = folder / "merged", folder / "log.txt"
     shutil.rmtree(out, ignore_errors=True)
     if case is FLOOR:
         out.mkdir()
-        files = [str(name / "model.safetensors") for name in [folder / "base", *names]]
+        models = ["base", *(f"model_{index}" for index in range(count))]
+        files = [str(folder / name / "model.safetensors") for name in models]
         return run_watched([sys.executable, "-ISc", _FLOOR_PROGRAM, *files, str(out / "model.safetensors")], log)
-    recipe: dict[str, Any] = {
-        "merge_method": case.method,
-        "models": [{"model": str(name)} for name in names],
-        "parameters": case.parameters_for(count),
-        "dtype": dtype,
-    }
-    if case.base:
-        recipe["base_model"] = str(folder / "base")
     path = folder / "recipe.yml"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    path.write_text(yaml.safe_dump(recipe(case, folder, count, dtype)), encoding="utf-8")
     try:
         return run_watched(mergekit_command(path, out), log)
     finally:
@@ -237,6 +310,7 @@ def main(
     size = parse_kmb(parameters)
     cases = choose_cases(methods)
     times = {case.name: min(repetitions, slow_repetitions) if case.slow else repetitions for case in cases}
+    in_command = [case for case in cases if case.command]
     out.mkdir(parents=True, exist_ok=True)
     store = out / "merge_throughput.json"
     results: dict[str, Any] = json.loads(store.read_text(encoding="utf-8")) if store.exists() else {}
@@ -245,9 +319,8 @@ def main(
         work.mkdir(parents=True, exist_ok=True)
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "kernel": lambda: measure_kernel(cases, size, count, dtype, times),
-            "command": lambda: measure_command(
-                [case for case in cases if case.command], size, count, dtype, times, work.resolve()
-            ),
+            "command": lambda: measure_command(in_command, size, count, dtype, times, work.resolve()),
+            "merge": lambda: measure_merge(in_command, size, count, dtype, times, work.resolve()),
             "scaling": lambda: measure_scaling(size, count, dtype, repetitions),
         }
         for name in PARTS if only is None else [only]:

@@ -39,7 +39,7 @@ def paired(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
 
 def write_report(results: dict[str, Any], out: Path) -> str:
     """Write the table and the picture of whatever parts there are, and return the table."""
-    sections = {"kernel": _kernel_table, "command": _command_table, "scaling": _scaling_table}
+    sections = {"kernel": _kernel_table, "command": _command_table, "merge": _merge_table, "scaling": _scaling_table}
     lines = ["# Merge throughput", "", *_target_table(results)]
     for name, section in sections.items():
         if name in results:
@@ -89,9 +89,19 @@ def _targets(results: dict[str, Any]) -> Iterator[tuple[str, Ratio | float, floa
             if f"{name}, whole" in command["runs"]:
                 ratio = paired(net_seconds(command, name), net_seconds(command, "linear"))
                 yield f"command, net of start-up: {name} / linear", ratio, limit
+    if merge := results.get("merge"):
+        for name, limit in COMMAND_LIMITS.items():
+            if name in merge["seconds"]:
+                ratio = paired(merge["seconds"][name], merge["seconds"]["linear"])
+                yield f"merge, in one process: {name} / linear", ratio, limit
     if scaling := results.get("scaling"):
+        for setting in (name for name in scaling["settings"] if name.startswith("matrix ")):
+            for name in (case for case in scaling_cases(scaling) if case in KERNEL_LIMITS):
+                costs = [per_parameter(scaling, case, setting) for case in (name, "linear")]
+                yield f"kernel, {setting}: {name} / linear", paired(*costs), KERNEL_LIMITS[name]
         for case in scaling_cases(scaling):
-            yield from _scaling_targets(scaling, case)
+            if case not in _METHODS:
+                yield from _scaling_targets(scaling, case)
 
 
 def _scaling_targets(part: dict[str, Any], case: str) -> Iterator[tuple[str, Ratio | float, float]]:
@@ -131,7 +141,7 @@ def _kernel_table(part: dict[str, Any]) -> list[str]:
 
 def _command_table(part: dict[str, Any]) -> list[str]:
     lines = [
-        "## Command: the whole `mergekit-yaml` process, files in the page cache",
+        "## Command: the whole `mergekit-yaml` process, files in memory",
         "",
         "| method | wall s | start-up s | net s | net / linear | net / floor | processor s | peak anonymous MiB "
         "| peak total MiB | repetitions |",
@@ -158,6 +168,19 @@ def _command_table(part: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _merge_table(part: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Merge: from files to files in one process that has started up, files in memory",
+        "",
+        "| method | seconds | / linear | / floor | repetitions |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seconds in part["seconds"].items():
+        ratios = [paired(seconds, part["seconds"][other]) for other in ("linear", "floor")]
+        lines.append(f"| {name} | {median(seconds):.2f} | {ratios[0]} | {ratios[1]} | {len(seconds)} |")
+    return lines
+
+
 def _scaling_table(part: dict[str, Any]) -> list[str]:
     cases = scaling_cases(part)
     lines = [
@@ -176,9 +199,10 @@ def _scaling_table(part: dict[str, Any]) -> list[str]:
 def _conditions(part: dict[str, Any]) -> str:
     machine = part["machine"]
     size = f"{part['parameters'] / 1e6:.1f} M parameters x {part['models']}" if "parameters" in part else "Sizes above"
+    files = f", files on {part['file_system']}" if "file_system" in part else ""
     commit, _, dirty = (machine["git_commit"] or "unknown").partition("-")
     return (
-        f"{size}, {part['dtype']}. {machine['platform']}, {machine['cpus']} CPUs ({machine['cpu_capability']}), "
+        f"{size}, {part['dtype']}{files}. {machine['platform']}, {machine['cpus']} CPUs ({machine['cpu_capability']}), "
         f"{machine['threads']} threads, load {machine['load_average_at_start']:.1f} at the start; mergekit "
         f"{machine['versions']['mergekit']}, torch {machine['versions']['torch']}, commit {commit[:12]}"
         f"{' with changes' if dirty else ''}. Ratios: median of paired repetitions (lowest to highest). The floor "
@@ -231,7 +255,7 @@ def _draw_command(axis: Any, part: dict[str, Any]) -> None:
 def _draw_scaling(axis: Any, part: dict[str, Any]) -> None:
     settings = [name for name in part["settings"] if name.startswith("models ")]
     models = [part["settings"][name]["models"] for name in settings]
-    for case, marker, colour in zip(scaling_cases(part), "os", (_THEIRS, _OURS), strict=False):
+    for case, marker, colour in zip(scaling_cases(part), "^os", (_THEIRS, _OURS, "black"), strict=False):
         axis.plot(
             models,
             [median(per_parameter(part, case, name)) for name in settings],

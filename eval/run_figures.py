@@ -6,10 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ordermerge.eval.comparison import Comparison, ComparisonReport
-from ordermerge.eval.comparison_table import REFERENCES
+from ordermerge.eval.comparison.record import Comparison, ComparisonReport
+from ordermerge.eval.comparison.table import REFERENCES
 from ordermerge.eval.figures import COLOURS, save_figure
-from ordermerge.eval.table import NO_FILTER
+from ordermerge.eval.scoring.table import NO_FILTER
 
 _WIDTH = 6.5
 _MARKERS = ("o", "s", "D")

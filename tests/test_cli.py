@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from ordermerge import __version__
 from ordermerge.cli import main
-from ordermerge.eval.saved import load_rows
+from ordermerge.eval.scoring.saved import load_rows
 
 COMMANDS = sorted(set(main.commands) - {"merge"})
 TASK = """

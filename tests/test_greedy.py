@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from ordermerge.commands.greedy import Trial, greedy, single_score
 from ordermerge.errors import UserError
-from ordermerge.eval.table import Row
-from ordermerge.greedy import Trial, greedy, single_score
+from ordermerge.eval.scoring.table import Row
 
 NAMES = ("a", "b", "c")
 SUBSETS = [frozenset(subset) for size in (1, 2, 3) for subset in itertools.combinations(NAMES, size)]

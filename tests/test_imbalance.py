@@ -16,11 +16,11 @@ import yaml
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from ordermerge import measure as measure_module
 from ordermerge.cli import main
-from ordermerge.eval.imbalance import contrast, log_loss
+from ordermerge.commands import measure as measure_module
+from ordermerge.commands.losses import load_splits
+from ordermerge.eval.imbalance.effect import contrast, log_loss
 from ordermerge.experiment import load_experiment
-from ordermerge.losses import load_splits
 from ordermerge.train.base import load_tokenizer
 from ordermerge.train.data import load_samples
 from ordermerge.train.settings import make_config

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from mergekit.common import ModelReference
 
 from ordermerge.experiment import Experiment
-from ordermerge.plan import check_experiment, evaluation_settings
+from ordermerge.plan import check_experiment, evaluation_settings, model_paths
+from ordermerge.recipes import complete_recipe
+from ordermerge.sections import ModelSection
 
 
 def experiment(directory: Path, **evaluation: object) -> Experiment:
@@ -40,3 +43,19 @@ def test_check_experiment_finds_missing_evaluation_data(tmp_path: Path, monkeypa
     assert check_experiment(experiment(tmp_path, metadata={"data_files": "a.jsonl"})) == []
     (problem,) = check_experiment(experiment(tmp_path, metadata={"data_files": "b.jsonl"}))
     assert problem.startswith("evaluation: task 'ordermerge_text': no such data file: b.jsonl (looked in ")
+
+
+def test_base_models_revision_is_the_one_merged_and_scored(tmp_path: Path) -> None:
+    pinned = experiment(tmp_path).model_copy(
+        update={
+            "model": ModelSection(path="org/base", revision="v1"),
+            "merges": {"resampled": {"merge_method": "parameter_selection_resample"}},
+        }
+    )
+    assert model_paths(pinned, tmp_path)["base"] == "org/base@v1"
+    assert complete_recipe(pinned, tmp_path, "resampled")["base_model"] == "org/base@v1"
+    adapters = pinned.model_copy(update={"lora": {"r": 4}})
+    (first, _) = complete_recipe(adapters, tmp_path, "resampled")["models"]
+    assert ModelReference.parse(first["model"]).model.revision == "v1"
+    (tmp_path / "org" / "base").mkdir(parents=True)
+    assert model_paths(pinned, tmp_path)["base"] == str(tmp_path / "org" / "base")

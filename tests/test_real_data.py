@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from ordermerge.cli import main
-from ordermerge.eval.saved import load_rows
+from ordermerge.eval.scoring.saved import load_rows
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MODEL = SHARED / "models" / "tinystories-656k"

@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from ordermerge.cli import main
-from ordermerge.eval.comparison import Comparison, ComparisonReport
+from ordermerge.commands.page import html_page
+from ordermerge.commands.report import in_short
+from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.run_figures import effect_figure, learning_figure
-from ordermerge.page import html_page
-from ordermerge.report import in_short
 
 SVG = '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg><path style="fill: #ffffff"/><path style="stroke: #000000"/></svg>\n'
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
 
 from ordermerge.cli import main
-from ordermerge.eval.comparison import load_comparison
-from ordermerge.eval.saved import load_rows
+from ordermerge.eval.comparison.record import load_comparison
+from ordermerge.eval.scoring.saved import load_rows
 
 pytestmark = pytest.mark.integration
 

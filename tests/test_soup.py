@@ -10,9 +10,9 @@ import transformers
 from click.testing import CliRunner, Result
 from mergekit.options import MergeOptions
 
-import ordermerge.soup
+import ordermerge.commands.soup
 from ordermerge.cli import main
-from ordermerge.eval.saved import load_rows
+from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.task_data import PACK
 from ordermerge.merging import merge
 
@@ -86,7 +86,7 @@ def test_soup_from_models_to_tested_merge(
         merge(recipe, out, options)
         merged.append(out.name)
 
-    monkeypatch.setattr(ordermerge.soup, "merge", watched)
+    monkeypatch.setattr(ordermerge.commands.soup, "merge", watched)
     base = ("--base", "models/base") if method != "linear" else ()
     options = ("--method", method, *base, "--metric", metric, "--test-tasks", "test")
     first = soup(*options)
@@ -128,7 +128,7 @@ def test_soup_interrupted_leaves_no_trial_and_goes_on(place: Path, monkeypatch: 
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ordermerge.soup, "merge", broken)
+        patch.setattr(ordermerge.commands.soup, "merge", broken)
         done = soup("--metric", "loglikelihood")
     assert (done.exit_code, done.output.splitlines()[-1]) == (1, "Error: disk full")
     assert not Path("soup/trial").exists()

@@ -30,7 +30,7 @@ def test_changed_inputs_are_refused_by_name(tmp_path: Path) -> None:
     text = str(caught.value)
     assert text.startswith(f"{tmp_path / 'x'} was made with other inputs: ")
     assert '`orders.seed` was 0, is now 1; `files` was ["a"], is now ["a", "b"]. ' in text
-    assert text.endswith("(`ordermerge run ... --force train`)")
+    assert text.endswith("or make it anew: delete it or, in a run, `--force train`")
 
 
 def test_added_and_removed_keys_are_named(tmp_path: Path) -> None:

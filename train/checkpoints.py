@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ordermerge.experiment import CheckpointsSection, Experiment
+from ordermerge.experiment import Experiment
+from ordermerge.sections import CheckpointsSection
 from ordermerge.space import require_space
 from ordermerge.train.processes import say
 

@@ -11,7 +11,8 @@ import torch
 
 from ordermerge.counter import random_words, stream_key
 from ordermerge.errors import UserError
-from ordermerge.experiment import DataSection, Experiment
+from ordermerge.experiment import Experiment
+from ordermerge.sections import DataSection
 from ordermerge.train.records import Record
 from ordermerge.train.sources import check_data, load_records
 from ordermerge.train.templates import Template

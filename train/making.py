@@ -12,6 +12,7 @@ from ordermerge.train.checkpoints import KEPT, plan_saves
 from ordermerge.train.data import Samples
 from ordermerge.train.lora import check_tied, lora_config
 from ordermerge.train.prepared import Prepared
+from ordermerge.train.processes import say
 from ordermerge.train.resume import Training
 from ordermerge.train.saving import Saver
 from ordermerge.train.settings import make_config
@@ -51,6 +52,13 @@ def make_trainer(
         raise UserError(
             "`sft.fp16` does nothing on the CPU, where this runs; set `bf16: true` for autocast, or neither"
         )
+    if args.n_gpu > 1:
+        if not isinstance(data, Prepared):
+            say(
+                f"{args.n_gpu} GPUs are visible, and one process uses one of them; `accelerate launch -m ordermerge "
+                "train` trains an order on all of them, `--executor ray` an order on each"
+            )
+        args._n_gpu = 1  # as Trainer itself does where it must not wrap the model in nn.DataParallel
     try:
         trainer = OrderTrainer(
             base.model,

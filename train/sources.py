@@ -6,7 +6,8 @@ from pathlib import Path
 import datasets
 
 from ordermerge.errors import UserError
-from ordermerge.experiment import DATA_SUFFIXES, DataSection, Experiment
+from ordermerge.experiment import DATA_SUFFIXES, Experiment
+from ordermerge.sections import DataSection
 from ordermerge.train.records import Record, read_records, require_mappings
 from ordermerge.train.templates import Template
 

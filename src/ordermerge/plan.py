@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from ordermerge.errors import UserError
-from ordermerge.eval.checks import check_evaluation
-from ordermerge.eval.models import identity, model_problem
-from ordermerge.eval.scoring import evaluation_steps
-from ordermerge.experiment import EvaluationSection, Experiment
+from ordermerge.eval.scoring.checks import check_evaluation
+from ordermerge.eval.scoring.models import identity, model_problem
+from ordermerge.eval.scoring.score import evaluation_steps
+from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint
 from ordermerge.merge_methods.check import check_recipe
 from ordermerge.merging import MARKER as MERGE_MARKER
 from ordermerge.recipes import complete_recipe
+from ordermerge.sections import EvaluationSection
 from ordermerge.stages import Step
 from ordermerge.train import check_data, check_training, data_file, load_samples, order_steps
 
@@ -60,7 +61,7 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
         experiment: The experiment.
         run_directory: Its run directory.
     """
-    base = identity(experiment.model_path())
+    base = identity(experiment.model_reference())
     orders = order_steps(experiment, run_directory)
     trained = [fingerprint(step.inputs) for step in orders]
     merges = []
@@ -111,4 +112,4 @@ def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
     """
     orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
     merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
-    return {BASE: experiment.model_path(), **orders, **merges}
+    return {BASE: experiment.model_reference(), **orders, **merges}

@@ -37,11 +37,11 @@ def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> d
         given_base = given.pop("base_model")
         recipe["base_model"] = str(experiment.locate(str(given_base)) or given_base)
     elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
-        recipe["base_model"] = experiment.model_path()
+        recipe["base_model"] = experiment.model_reference()
     directories = (run_directory / "orders" / str(order) for order in range(experiment.orders.count))
     prefix = ""
     if experiment.saves_adapters:
-        prefix = f"{experiment.model_path()}+"
+        prefix = f"{experiment.model_reference()}+"
         if "+" in f"{experiment.model_path()}{run_directory}":
             raise UserError(
                 f"{run_directory if '+' in str(run_directory) else experiment.model_path()} has a + in its name, where "

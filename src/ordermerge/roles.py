@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ordermerge.eval.comparing import Roles
+from ordermerge.eval.comparison.comparing import Roles
 from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint
 

@@ -44,7 +44,7 @@ class Step:
             return False
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"{marker}: cannot be read as a marker ({error!r}); redo it with `--force {self.stage}`"
+                f"{marker}: cannot be read as a marker ({error!r}); delete it, or in a run redo the stage with `--force {self.stage}`"
             ) from None
         now = json.loads(json.dumps(self.inputs, default=str))
         if record.get("fingerprint") == fingerprint(now):
@@ -52,7 +52,7 @@ class Step:
         changed = "; ".join(changes(before, now)) or "its marker was edited"
         raise UserError(
             f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
-            f"`--out`), or redo it (`ordermerge run ... --force {self.stage}`)"
+            f"`--out`), or make it anew: delete it or, in a run, `--force {self.stage}`"
         )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ordermerge.eval.scoring import score_models
-from ordermerge.experiment import EvaluationSection
+from ordermerge.eval.scoring.score import score_models
+from ordermerge.sections import EvaluationSection
 
 TASKS = {
     "echo": """

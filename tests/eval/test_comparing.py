@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from ordermerge.errors import UserError
-from ordermerge.eval.comparing import Roles, compare_models
-from ordermerge.eval.comparison import Comparison, ComparisonReport, load_comparison, write_comparison
-from ordermerge.eval.scoring import score_models
+from ordermerge.eval.comparison.comparing import Roles, compare_models
+from ordermerge.eval.comparison.record import Comparison, ComparisonReport, load_comparison, write_comparison
+from ordermerge.eval.scoring.score import score_models
 
 RNG = np.random.default_rng(5)
 ROLES = Roles(["order_0", "order_1"], ["average", "selected"], "average")

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
-from ordermerge.eval.comparison import Comparison, ComparisonReport, LeftOut, Spread
-from ordermerge.eval.comparison_table import comparison_notes, markdown_comparison, print_comparison
+from ordermerge.eval.comparison.record import Comparison, ComparisonReport, LeftOut, Spread
+from ordermerge.eval.comparison.table import comparison_notes, markdown_comparison, print_comparison
 
 
 def comparison(model: str, reference: str, models: list[str], **values: object) -> Comparison:

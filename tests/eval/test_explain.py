@@ -9,15 +9,15 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 
-import ordermerge.eval.hub
+import ordermerge.eval.scoring.hub
 from ordermerge.errors import UserError
-from ordermerge.eval.checks import settings_problems
-from ordermerge.eval.explain import explained
-from ordermerge.eval.hub import is_offline, offline_if_unreachable
-from ordermerge.eval.models import missing_package
-from ordermerge.eval.scoring import ScoringFailed, score_models
-from ordermerge.eval.tasks import on_hub
-from ordermerge.experiment import EvaluationSection
+from ordermerge.eval.scoring.checks import settings_problems
+from ordermerge.eval.scoring.explain import explained
+from ordermerge.eval.scoring.hub import is_offline, offline_if_unreachable
+from ordermerge.eval.scoring.models import missing_package
+from ordermerge.eval.scoring.score import ScoringFailed, score_models
+from ordermerge.eval.scoring.tasks import on_hub
+from ordermerge.sections import EvaluationSection
 
 
 def of_torch() -> Exception:
@@ -96,7 +96,7 @@ def test_unreachable_hub_is_asked_once_and_its_clients_go_offline(monkeypatch):
     assert not is_offline()
     with offline_if_unreachable(needed=False):
         assert not is_offline()
-    assert asked == [ordermerge.eval.hub.TIMEOUT]
+    assert asked == [ordermerge.eval.scoring.hub.TIMEOUT]
 
 
 def test_reachable_hub_changes_nothing(monkeypatch):
@@ -122,7 +122,7 @@ def test_hub_task_without_network_fails_at_once_with_one_sentence(monkeypatch, t
         "task: far\ndataset_path: some/where\ntest_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\n"
         "doc_to_target: text\nmetric_list: [{metric: bits_per_byte}]\n"
     )
-    monkeypatch.setattr("ordermerge.eval.hub._reachable", lambda endpoint: False)
+    monkeypatch.setattr("ordermerge.eval.scoring.hub._reachable", lambda endpoint: False)
     settings = EvaluationSection(tasks=["far"], include_path=str(own_tasks), device="cpu")
     with pytest.raises(UserError, match=r"^task 'far' cannot be loaded: it is on the Hugging Face hub, which cannot"):
         score_models({"m": str(family[0])}, settings, tmp_path / "out")

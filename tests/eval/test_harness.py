@@ -73,9 +73,9 @@ module("vllm.renderers")
 module("vllm.renderers.hf", resolve_chat_template=None)
 installed = importlib.metadata.version
 importlib.metadata.version = lambda name: "0.11.0" if name == "vllm" else installed(name)
-from ordermerge.eval.harness import evaluate_model
-from ordermerge.eval.loaded import LoadedTask
-from ordermerge.experiment import EvaluationSection
+from ordermerge.eval.scoring.harness import evaluate_model
+from ordermerge.eval.scoring.loaded import LoadedTask
+from ordermerge.sections import EvaluationSection
 arguments = {"dtype": "bfloat16", "gpu_memory_utilization": 0.8}
 settings = EvaluationSection(tasks=["t"], model="vllm", batch_size="auto", model_args=arguments)
 evaluate_model(sys.argv[1], None, [LoadedTask({"t": None}, ["t"])], settings, pathlib.Path(sys.argv[2]))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, spearmanr
 
-from ordermerge.eval.imbalance import Array, contrast, log_loss, position_effect, unit_means
+from ordermerge.eval.imbalance.effect import Array, contrast, log_loss, position_effect, unit_means
 
 ORDERS = 3
 

@@ -16,11 +16,11 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 from safetensors.torch import load_file, save_file
 
 from ordermerge.cli import main
-from ordermerge.eval import stream
-from ordermerge.eval.changes import Scratch, Totals, measure
-from ordermerge.eval.family import open_family
-from ordermerge.eval.inspect import inspect_models
-from ordermerge.eval.stream import inspect_family
+from ordermerge.eval.inspect import stream
+from ordermerge.eval.inspect.changes import Scratch, Totals, measure
+from ordermerge.eval.inspect.family import open_family
+from ordermerge.eval.inspect.inspection import inspect_models
+from ordermerge.eval.inspect.stream import inspect_family
 
 Family = Callable[..., list[Path]]
 BASE = [[1, 2, 3], [4, 0, -8]]

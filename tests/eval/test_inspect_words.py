@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from ordermerge.eval.changes import Totals
-from ordermerge.eval.inspect_report import percent, short_names
-from ordermerge.eval.inspect_summary import split_name, summarise
-from ordermerge.eval.inspect_words import conclusions
+from ordermerge.eval.inspect.changes import Totals
+from ordermerge.eval.inspect.report import percent, short_names
+from ordermerge.eval.inspect.summary import split_name, summarise
+from ordermerge.eval.inspect.words import conclusions
 
 
 def overall(cosines: list[float], changed_by: list[int], *, norm: float = 0.1, not_finite: int = 0) -> dict:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers
 
-from ordermerge.eval import losses as losses_module
-from ordermerge.eval.losses import count_learnt, plan_batches, sample_losses
+from ordermerge.eval.imbalance import losses as losses_module
+from ordermerge.eval.imbalance.losses import count_learnt, plan_batches, sample_losses
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.models import identity, loading_args, model_names, model_problem
+from ordermerge.eval.scoring.models import identity, loading_args, model_names, model_problem
 
 
 def test_model_names_are_last_parts_as_long_as_needed(tmp_path):
@@ -40,6 +40,14 @@ def test_identity_follows_loaded_files_only(tmp_path, family):
     (model / "generation_config.json").write_text("{}")
     assert [key for key in before if identity(str(model))[key] != before[key]] == ["generation_config.json"]
     assert identity("org/model") == {"hub_id": "org/model"}
+
+
+def test_hub_revision_is_given_as_mergekit_writes_it():
+    assert loading_args("org/model", "hf") == {"pretrained": "org/model"}
+    assert loading_args("org/model@v1.0/a", "hf") == {"pretrained": "org/model", "revision": "v1.0/a"}
+    assert identity("org/model@main") != identity("org/model")
+    assert model_problem("org/model@main", "hf") is None
+    assert "no such model folder" in str(model_problem("./none@main", "hf"))
 
 
 def test_model_problem_each_kind_has_its_sentence(tmp_path, family):

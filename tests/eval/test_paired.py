@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ordermerge.eval import paired
+from ordermerge.eval.comparison import paired
 
 RNG = np.random.default_rng(7)
 # Simulated rates are judged at four standard errors of the simulation, plus what a few hundred documents leave of an

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ordermerge.eval.imbalance import Array
-from ordermerge.eval.position_curves import contrast_curve, mean_curve, merged_trace, moved_together
+from ordermerge.eval.imbalance.curves import contrast_curve, mean_curve, merged_trace, moved_together
+from ordermerge.eval.imbalance.effect import Array
 
 
 def rotated(generator: np.random.Generator, n: int, orders: int) -> Array:

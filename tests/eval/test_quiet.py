@@ -4,7 +4,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from ordermerge.eval.quiet import quiet
+from ordermerge.eval.scoring.quiet import quiet
 
 
 def test_quiet_shows_each_kind_of_warning_once_and_no_bars(capsys):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.checks import check_evaluation
-from ordermerge.eval.saved import load_rows, load_scores
-from ordermerge.eval.scoring import ScoringFailed, score_models
-from ordermerge.eval.table import Row, markdown_table
-from ordermerge.experiment import EvaluationSection
+from ordermerge.eval.scoring.checks import check_evaluation
+from ordermerge.eval.scoring.saved import load_rows, load_scores
+from ordermerge.eval.scoring.score import ScoringFailed, score_models
+from ordermerge.eval.scoring.table import Row, markdown_table
+from ordermerge.sections import EvaluationSection
 
 pytestmark = pytest.mark.integration
 

@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 
-from ordermerge.eval.table import Row, markdown_table, notes, print_table, result_rows
+from ordermerge.eval.scoring.table import Row, markdown_table, notes, print_table, result_rows
 
 RESULTS = {
     "results": {

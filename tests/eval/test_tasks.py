@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.loaded import LoadedTask, distinct_items, load_tasks
-from ordermerge.eval.task_files import local_identity
-from ordermerge.eval.tasks import find_tasks
-from ordermerge.experiment import EvaluationSection
+from ordermerge.eval.scoring.loaded import LoadedTask, distinct_items, load_tasks
+from ordermerge.eval.scoring.task_files import local_identity
+from ordermerge.eval.scoring.tasks import find_tasks
+from ordermerge.sections import EvaluationSection
 
 
 def ask(folder: Path, *tasks: str) -> EvaluationSection:

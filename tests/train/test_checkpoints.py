@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file
 
 from ordermerge.errors import UserError
-from ordermerge.experiment import CheckpointsSection, Experiment
+from ordermerge.experiment import Experiment
+from ordermerge.sections import CheckpointsSection
 from ordermerge.train import train_orders
 from ordermerge.train.checkpoints import Saves, disk_needed, plan_saves
 from ordermerge.train.trainer import OrderTrainer

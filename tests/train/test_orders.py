@@ -239,7 +239,7 @@ def test_check_distinct_lets_an_order_repeat_its_own_epoch():
 
 
 def test_strategies_are_what_the_experiment_schema_offers():
-    from ordermerge.experiment import OrdersSection
+    from ordermerge.sections import OrdersSection
 
     assert (*STRATEGIES, "file") == OrdersSection.model_fields["strategy"].annotation.__args__
 

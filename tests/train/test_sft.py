@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ordermerge.errors import UserError
 from ordermerge.experiment import Experiment
 from ordermerge.train import check_sft, epoch_fingerprints, random_orders, train_orders
+from ordermerge.train import making as making_module
 from ordermerge.train import prepared as prepared_module
 from ordermerge.train.settings import OWNED, REFUSED
 from ordermerge.train.trainer import OrderTrainer
@@ -365,6 +366,27 @@ def test_data_that_gives_no_step_is_refused(sft: dict[str, Any], message: str, t
     with pytest.raises(UserError, match=message):
         train_orders(write_experiment(sft=sft), tmp_path)
     assert not list(tmp_path.glob("orders/*"))
+
+
+def test_one_of_several_gpus_is_used_without_a_launcher(
+    tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    train_orders(write_experiment(), tmp_path / "one")
+    made = making_module.make_config
+
+    def with_three_gpus(*args: Any, **named: Any) -> Any:
+        config = made(*args, **named)
+        assert config.n_gpu == 0
+        config._n_gpu = 3  # what transformers sets where it sees three
+        return config
+
+    monkeypatch.setattr(making_module, "make_config", with_three_gpus)
+    capsys.readouterr()
+    train_orders(write_experiment(), tmp_path / "three")
+    assert capsys.readouterr().err.count("3 GPUs are visible, and one process uses one of them; `accelerate") == 1
+    assert _order(tmp_path / "three" / "orders" / "0")["batch_size"] == 6
+    for order in "01":
+        assert _equal(tmp_path / "one" / "orders" / order, tmp_path / "three" / "orders" / order)
 
 
 def test_dropped_last_batches_are_not_counted_as_consumed(tmp_path: Path, write_experiment: Write):

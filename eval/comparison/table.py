@@ -1,0 +1,126 @@
+"""A comparison as tables: for each task and metric, one against each reference."""
+
+from collections.abc import Iterator
+from typing import IO
+
+from ordermerge.eval.comparison.record import Comparison, ComparisonReport
+from ordermerge.eval.printing import print_columns
+from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits, limit_note
+
+REFERENCES = {
+    "single_mean": "the mean of the single models",
+    "single_best": "the best single model",
+    "weighted_average": "the weighted average",
+}
+_BEST_BY = {
+    "validation_loss": "The best single model was chosen by its validation loss.",
+    "test_score": "The best single model was chosen by its score on these same documents, which favours it.",
+}
+
+
+def markdown_comparison(report: ComparisonReport) -> str:
+    """Return the tables as Markdown, with headings of the third level.
+
+    Args:
+        report: The comparison.
+    """
+    parts: list[str] = []
+    for heading, against, comparisons in _blocks(report):
+        if f"### {heading}" not in parts:
+            parts.append(f"### {heading}")
+        header = ["model", "difference", f"{report.confidence:.0%} interval", "p", "p (Holm)", "detectable"]
+        lines = [header, ["---"] * len(header)]
+        lines += [[*_cells(one), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(f"{against}:\n\n{table}")
+    return "\n\n".join([*parts, *comparison_notes(report)]) + "\n"
+
+
+def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> None:
+    """Print the tables; nothing is cut, in a terminal or in a pipe.
+
+    Args:
+        report: The comparison.
+        file: Where to print; standard output if not given.
+    """
+    last = None
+    for heading, against, comparisons in _blocks(report):
+        if heading != last:
+            print(heading, file=file)
+        last = heading
+        print(f"{against}:", file=file)
+        header = ["model", "difference", f"{report.confidence:.0%} interval", "p (Holm)"]
+        print_columns(header, [[*_cells(one), _p(one.p_value_holm)] for one in comparisons], file=file)
+    for note in comparison_notes(report):
+        print(note, file=file)
+
+
+def comparison_notes(report: ComparisonReport) -> list[str]:
+    """Return the lines that belong beneath any display of a comparison.
+
+    Args:
+        report: The comparison.
+    """
+    lines = []
+    if report.comparisons:
+        lines += [
+            f"Differences: merged model less reference, on the same documents. Intervals: bootstrap over documents "
+            f"({report.resamples:,} resamples, seed {report.seed}). p: two-sided sign-flip test; Holm: corrected for "
+            f"all {len(report.comparisons)} comparisons.",
+            "They tell what other documents would change, not what other training orders would.",
+        ]
+    if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
+        lines.append(
+            "Detectable: the smallest difference that so many documents show with a chance of "
+            f"{report.power:.0%}, at 5 % and before correction; here {digits(min(detectable))} to "
+            f"{digits(max(detectable))}."
+        )
+    if any(one.reference == "single_best" for one in report.comparisons):
+        lines.append(_BEST_BY[report.best_single_by])
+    for spread in report.spreads:
+        lines.append(
+            f"{_title(spread.task, spread.metric, spread.filter)} over {len(spread.models)} {spread.over} "
+            f"({', '.join(spread.models)}): mean {digits(spread.mean)}, standard deviation "
+            f"{digits(spread.standard_deviation)}."
+        )
+    for left in report.left_out:
+        lines.append(f"{_title(left.task, left.metric, left.filter)} is not compared: {left.reason}.")
+    if report.limit is not None:
+        lines.append(limit_note(report.limit))
+    return lines
+
+
+def _blocks(report: ComparisonReport) -> Iterator[tuple[str, str, list[Comparison]]]:
+    """Yield heading, the line that names the reference, and the comparisons with it."""
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
+    for one in report.comparisons:
+        groups.setdefault((one.task, one.metric, one.filter), []).append(one)
+    limited = "" if report.limit is None else f", limit={report.limit:g}: NOT COMPARABLE SCORES"
+    for key, comparisons in groups.items():
+        first = comparisons[0]
+        heading = f"{_title(*key)}{ARROWS[first.higher_is_better]}, {first.documents:,} documents{limited}"
+        for reference, name in REFERENCES.items():
+            if chosen := [one for one in comparisons if one.reference == reference]:
+                models = chosen[0].reference_models
+                which = f", {models[0]}" if len(models) == 1 else ""
+                yield heading, f"Against {name}{which} ({digits(chosen[0].reference_score)})", chosen
+
+
+def _title(task: str, metric: str, filter_name: str) -> str:
+    return " ".join([task, metric, *([] if filter_name == NO_FILTER else [filter_name])])
+
+
+def _cells(one: Comparison) -> list[str]:
+    return [one.model, _signed(one.difference), f"{_signed(one.low)} to {_signed(one.high)}"]
+
+
+def _signed(value: float) -> str:
+    return f"+{digits(value)}" if value > 0 else digits(value)
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _detectable(one: Comparison) -> str:
+    return "" if one.detectable is None else digits(one.detectable)

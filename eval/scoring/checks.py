@@ -1,0 +1,74 @@
+"""What can be wrong with an evaluation, found before a model or a dataset is loaded."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ordermerge.errors import UserError, did_you_mean
+from ordermerge.eval.scoring.models import local_folder, missing_package, model_problem
+from ordermerge.eval.scoring.quiet import quiet
+from ordermerge.eval.scoring.task_files import data_problems
+from ordermerge.eval.scoring.tasks import find_tasks
+from ordermerge.sections import EvaluationSection
+
+RESERVED_ARGS = {"pretrained": "the list of models", "batch_size": "`batch_size`", "device": "`device`"}
+
+
+def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | None = None) -> list[str]:
+    """Return every problem that can be seen without loading a model or a dataset.
+
+    Args:
+        settings: What is asked of lm-eval; a relative include path starts at the working directory.
+        models: Name of each model, and its folder or hub id; leave out those that are still to be made.
+
+    Returns:
+        One sentence for each problem.
+    """
+    found = (model_problem(model, settings.model) for model in (models or {}).values())
+    problems = [*settings_problems(settings), *(problem for problem in found if problem)]
+    try:
+        with quiet():
+            find_tasks(settings)
+            problems += data_problems(settings)
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
+def settings_problems(settings: EvaluationSection) -> list[str]:
+    """Return a sentence for each setting that lm-eval would stumble over.
+
+    Args:
+        settings: What is asked of lm-eval.
+    """
+    from lm_eval.models import MODEL_MAPPING
+
+    problems = [
+        f"model_args: `{key}` comes from {source}; remove it from model_args"
+        for key, source in RESERVED_ARGS.items()
+        if key in settings.model_args
+    ]
+    if settings.model not in MODEL_MAPPING:
+        problems.append(f"model: unknown backend {settings.model!r}{did_you_mean(settings.model, list(MODEL_MAPPING))}")
+    elif missing := missing_package(settings.model):
+        problems.append(missing)
+    if settings.fewshot_as_multiturn and not settings.apply_chat_template:
+        problems.append("fewshot_as_multiturn: needs `apply_chat_template`; leave one out, or give both")
+    if settings.limit is not None and settings.limit <= 0:
+        problems.append(f"limit: must be above 0; got {settings.limit:g}; leave it out to score every document")
+    return problems
+
+
+def model_problems(models: Mapping[str, str], settings: EvaluationSection, out: Path) -> list[str]:
+    """Return a sentence for each model that cannot be scored with its results in `out/NAME/`.
+
+    Args:
+        models: Name of each model, and its folder or hub id.
+        settings: What is asked of lm-eval.
+        out: Where the results go.
+    """
+    problems = [model_problem(model, settings.model) for model in models.values()]
+    for name, model in models.items():
+        if (folder := local_folder(model)) and folder == Path(os.path.abspath(out / name)):
+            problems.append(f"{folder} is the model's own folder; choose another folder for the results")
+    return [problem for problem in problems if problem]

@@ -1,0 +1,150 @@
+"""lm-eval's own result and sample files of a model: written as it writes them, and read back.
+
+OUT/NAME/results_DATE.json          lm-eval's results
+OUT/NAME/samples_TASK_DATE.jsonl    lm-eval's samples, one file a task
+OUT/NAME/ordermerge_TASK.json       our marker of each task or group asked for, written last: which of these files
+                                    hold its scores, and how they were made
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from ordermerge.errors import UserError
+from ordermerge.eval.scoring.table import Row, result_rows
+
+if TYPE_CHECKING:
+    from lm_eval.loggers import EvaluationTracker
+
+MARKERS = "ordermerge_*.json"
+
+
+@dataclass(frozen=True)
+class SavedScores:
+    """What is saved of one model.
+
+    Attributes:
+        rows: Its scores.
+        results: File of the results of each task and group.
+        samples: File of the samples of each task.
+        subtasks: The tasks that each group comes down to.
+    """
+
+    rows: list[Row]
+    results: dict[str, Path]
+    samples: dict[str, Path]
+    subtasks: dict[str, list[str]]
+
+
+def marker_name(task: str) -> str:
+    """Return the file name of the marker of a task, group, tag or pattern.
+
+    Args:
+        task: As it was asked for.
+    """
+    return MARKERS.replace("*", quote(task, safe=""))
+
+
+def new_tracker(folder: Path) -> "EvaluationTracker":
+    """Return lm-eval's tracker, set to write into a folder itself.
+
+    Given a folder, it would add one named after the model's whole path, too long a name for some file systems; given
+    a JSON file it writes beside it.
+
+    Args:
+        folder: Where the files go.
+    """
+    from lm_eval.loggers import EvaluationTracker
+
+    return EvaluationTracker(output_path=str(folder / "results.json"))
+
+
+def save_results(tracker: "EvaluationTracker", results: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the results and samples of one model, with lm-eval's own writer.
+
+    Args:
+        tracker: The tracker that `simple_evaluate` was given.
+        results: What `simple_evaluate` returned; its samples are taken out.
+        folder: The tracker's folder.
+
+    Returns:
+        The names of the files: "results", and "samples" by task.
+
+    Raises:
+        OSError: If a file is missing or not whole afterwards: the writer passes over its errors.
+    """
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task in samples:
+        tracker.save_results_samples(task_name=task, samples=samples[task])
+    date = getattr(tracker, "date_id", "")
+    written, sample_files = f"results_{date}.json", {task: f"samples_{task}_{date}.jsonl" for task in samples}
+    try:
+        json.loads((folder / written).read_text(encoding="utf-8"))
+        for task, name in sample_files.items():
+            with open(folder / name, encoding="utf-8") as file:
+                if sum(1 for _ in file) != len(samples[task]):
+                    raise ValueError(f"{name} is cut short")
+    except (OSError, ValueError) as error:
+        raise OSError(f"lm-eval could not write its files to {folder} ({error}); is the disk full?") from None
+    return {"results": written, "samples": sample_files}
+
+
+def load_scores(folder: Path, tasks: Iterable[str] | None = None) -> SavedScores:
+    """Read what is saved of a model.
+
+    Args:
+        folder: The model's folder, which holds the markers.
+        tasks: What was asked for, in the order wanted; one not yet done is left out. By default all, by name.
+
+    Raises:
+        UserError: If a marker or a results file that it names is missing or damaged.
+    """
+    done = sorted(folder.glob(MARKERS))
+    asked = done if tasks is None else [folder / marker_name(task) for task in tasks]
+    saved = SavedScores([], {}, {}, {})
+    contents: dict[str, dict[str, Any]] = {}
+    try:
+        for path in (path for path in asked if path in done):
+            marker = json.loads(path.read_text(encoding="utf-8"))
+            name = marker["results"]
+            if name not in contents:
+                contents[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+            new = [task for task in marker["tasks"] if task not in saved.results]
+            saved.rows.extend(row for row in result_rows(contents[name], folder.name) if row.task in new)
+            saved.results.update(dict.fromkeys(new, folder / name))
+            saved.samples.update({task: folder / marker["samples"][task] for task in new if task in marker["samples"]})
+            groups = contents[name].get("group_subtasks", {})
+            saved.subtasks.update({task: _leaves(task, groups) for task in new if task in groups})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its scores cannot be read ({error!r}); delete the folder and score again") from None
+    return saved
+
+
+def load_rows(out: Path, names: Iterable[str] | None = None, tasks: Iterable[str] | None = None) -> list[Row]:
+    """Read the scores of the models that are done.
+
+    Args:
+        out: The folder that was given to `score_models`.
+        names: Models in the order wanted; all that are there, by name, if not given. One not yet done is left out.
+        tasks: As in `load_scores`.
+
+    Returns:
+        The rows of all models, one model after the other.
+
+    Raises:
+        UserError: If the files of a model that is done are missing or damaged.
+    """
+    wanted = sorted({path.parent.name for path in out.glob(f"*/{MARKERS}")}) if names is None else names
+    asked = None if tasks is None else list(tasks)
+    return [row for name in wanted for row in load_scores(out / name, asked).rows]
+
+
+def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """Return the tasks that a group comes down to; of a task itself."""
+    if task not in groups:
+        return [task]
+    return list(dict.fromkeys(leaf for child in groups[task] for leaf in _leaves(child, groups)))

@@ -1,0 +1,175 @@
+"""Score a list of models with lm-evaluation-harness: each once, none lost by another's failure."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ordermerge.errors import UserError
+from ordermerge.eval.scoring.checks import model_problems, settings_problems
+from ordermerge.eval.scoring.explain import explained
+from ordermerge.eval.scoring.harness import evaluate_model, free_memory
+from ordermerge.eval.scoring.hub import offline_if_unreachable
+from ordermerge.eval.scoring.loaded import LoadedTask, load_tasks
+from ordermerge.eval.scoring.models import identity
+from ordermerge.eval.scoring.quiet import quiet
+from ordermerge.eval.scoring.saved import load_rows, marker_name
+from ordermerge.eval.scoring.table import Row
+from ordermerge.eval.scoring.task_files import local_identity
+from ordermerge.eval.scoring.tasks import find_tasks, on_hub
+from ordermerge.files import write_text
+from ordermerge.provenance import record
+from ordermerge.sections import EvaluationSection
+from ordermerge.stages import Step, mark_done, unfinished
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+STAGE = "eval"
+ERROR_FILE = "error.txt"
+# What does not change what is measured: scores made on another machine, or in smaller batches after an
+# out-of-memory error, still count. lm-eval notes both in its results. Each task has a step of its own.
+# The files that `metadata` may name count by their content, as those of the tasks do.
+_ASIDE = ("tasks", "include_path", "batch_size", "max_batch_size", "device", "confirm_run_unsafe_code")
+NOT_INPUTS: Any = {**dict.fromkeys(_ASIDE, True), "metadata": {"data_files"}}
+
+
+class ScoringFailed(UserError):
+    """Some models could not be scored; the others are saved.
+
+    Args:
+        problems: A sentence for each model that failed.
+        rows: The scores of the others.
+    """
+
+    def __init__(self, problems: list[str], rows: list[Row]):
+        super().__init__(problems)
+        self.rows = rows
+
+
+def score_models(
+    models: Mapping[str, str],
+    settings: EvaluationSection,
+    out: Path,
+    *,
+    inputs: Mapping[str, dict[str, Any]] | None = None,
+) -> list[Row]:
+    """Score models on the same tasks and save lm-eval's own files below `out/NAME/`.
+
+    A model that was scored on a task with the same settings and inputs is not scored on it again. When a model fails,
+    the others are scored nevertheless; its traceback is kept in `out/NAME/error.txt`.
+
+    Args:
+        models: Name of each model, and its folder or hub id.
+        settings: What is asked of lm-eval; a relative include path starts at the working directory.
+        out: Where the results go.
+        inputs: What identifies each model, such as the inputs of the stage that made it. By default it is the
+            content of its files, which are read for it.
+
+    Returns:
+        The scores of all models, read from the saved files; in all but the first of several processes nothing.
+
+    Raises:
+        UserError: For problems seen before anything is loaded, and for saved scores that were made otherwise.
+        ScoringFailed: After all others are scored and saved, naming each model that failed and why.
+    """
+    given = inputs or {}
+    problems = settings_problems(settings)
+    problems += model_problems({name: model for name, model in models.items() if name not in given}, settings, out)
+    if problems:
+        raise UserError(problems)
+    with quiet(), ExitStack() as network:
+        identities = {name: given.get(name) or identity(model) for name, model in models.items()}
+        # Decided for all at once, so that several processes decide alike.
+        todo: dict[str, list[Step]] = {}
+        for step in unfinished(evaluation_steps(identities, settings, out)):
+            todo.setdefault(step.name, []).append(step)
+        network.enter_context(offline_if_unreachable(on_hub(settings, [models[name] for name in todo])))
+        manager, tasks = _ready({name: models[name] for name in todo}, settings, out, todo) if todo else (None, {})
+        failures = {}
+        for position, (name, model) in enumerate(models.items(), start=1):
+            where = f"[{position}/{len(models)}] {name}"
+            if name not in todo:
+                _say(f"{where}: already scored")
+                continue
+            _say(f"{where}: scoring {model}{_part(todo[name], settings)}")
+            started = time.perf_counter()
+            failures[name] = _score_or_explain(model, manager, tasks, settings, todo[name])
+            _say(f"{where}: {'failed' if failures[name] else 'scored'} after {time.perf_counter() - started:.1f} s")
+    rows = load_rows(out, models, settings.tasks) if _is_main_process() else []
+    failed = [f"{name} ({models[name]}) could not be scored: {reason}" for name, reason in failures.items() if reason]
+    if failed:
+        raise ScoringFailed(failed, rows)
+    return rows
+
+
+def evaluation_steps(identities: Mapping[str, dict[str, Any]], settings: EvaluationSection, out: Path) -> list[Step]:
+    """Return a step for each model and each task that it is to be scored on.
+
+    Args:
+        identities: For each model what identifies it.
+        settings: What is asked of lm-eval; a relative include path starts at the working directory.
+        out: Where the results go.
+    """
+    common = settings.model_dump(exclude=NOT_INPUTS)
+    tasks = {
+        task: {"evaluation": common, "task": task, "files": files} for task, files in local_identity(settings).items()
+    }
+    return [
+        Step(STAGE, name, out / name, marker_name(task), {**inputs, "model": identity})
+        for name, identity in identities.items()
+        for task, inputs in tasks.items()
+    ]
+
+
+def _ready(
+    models: Mapping[str, str], settings: EvaluationSection, out: Path, todo: Mapping[str, list[Step]]
+) -> tuple["TaskManager", dict[str, LoadedTask]]:
+    """Return the tasks, after everything has been checked that can go wrong before a model is loaded."""
+    problems = model_problems(models, settings, out)
+    if problems:
+        raise UserError(problems)
+    manager, names = find_tasks(settings)
+    wanted = {step.inputs["task"] for steps in todo.values() for step in steps}
+    asked = {task: names[task] for task in names if task in wanted}
+    return manager, load_tasks(manager, asked, unsafe_code=settings.confirm_run_unsafe_code)
+
+
+def _part(steps: list[Step], settings: EvaluationSection) -> str:
+    """Return what to say if a model is scored on some of the tasks only."""
+    tasks = [step.inputs["task"] for step in steps]
+    return "" if len(tasks) == len(set(settings.tasks)) else f" on {', '.join(tasks)}"
+
+
+def _score_or_explain(
+    model: str, manager: Any, tasks: Mapping[str, LoadedTask], settings: EvaluationSection, steps: list[Step]
+) -> str | None:
+    """Score one model, and return why that failed, or None."""
+    folder = steps[0].output
+    chosen = {step.inputs["task"]: tasks[step.inputs["task"]] for step in steps}
+    try:
+        files = evaluate_model(model, manager, chosen.values(), settings, folder)
+        made = record(Path.cwd())
+        for step in steps if files is not None else []:
+            noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made}
+            mark_done(folder / step.marker, step.inputs, noted)
+    except Exception as error:  # whatever a checkpoint or backend raises must not lose the models after it
+        write_text(folder / ERROR_FILE, traceback.format_exc())
+        return f"{explained(error)} (traceback: {folder / ERROR_FILE})"
+    finally:
+        free_memory()
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    return None
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun and `accelerate launch`
+
+
+def _say(text: str) -> None:
+    if _is_main_process():
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,24 @@
+"""The command line. Each command imports what it needs itself, so that `--help` is quick."""
+
+import os
+
+import click
+
+from ordermerge import __version__
+from ordermerge.cli import analysis, making, scoring
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ordermerge")
+def main() -> None:
+    """Fine-tune one model on the same data in several orders, merge the results, and score what it bought."""
+    # Fast enough to never notice, and it keeps tokenizers from warning about every fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+for _command in (
+    *(making.run, making.train, making.orders, making.merge, making.check),
+    *(scoring.evaluate, scoring.soup, scoring.tasks),
+    *(analysis.inspect, analysis.losses, analysis.imbalance, analysis.report, analysis.card),
+):
+    main.add_command(_command)

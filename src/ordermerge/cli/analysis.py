@@ -1,0 +1,97 @@
+"""Commands that explain models and runs: `inspect`, `losses`, `imbalance`, `report`, `card`."""
+
+from pathlib import Path
+
+import click
+
+from ordermerge.cli.options import user_errors
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--base", required=True, help="The model that they were fine-tuned from: a folder or hub id.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Compare as a recipe with this dtype would; default: what MODELS are stored in.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Also write inspect.json, CSV tables and a heat map here.")
+@user_errors
+def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | None) -> None:
+    """Tell from the files of MODELS whether merging them, and resampling, will matter.
+
+    Values unchanged from the base model, agreement of the task vectors, what resampling will reach; per layer.
+    """
+    from ordermerge.eval.inspect.inspection import inspect_models, write_inspection
+    from ordermerge.eval.inspect.report import print_report
+
+    found = inspect_models(base, models, dtype=dtype)
+    print_report(found)
+    if out:
+        write_inspection(found, out)
+        click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--model", "models", multiple=True, help="Only this model (base, order_0, a merge's name); repeatable.")
+@click.option("--device", help='Such as "cuda:0" or "cpu"; the accelerator if there is one, if not given.')
+@click.option(
+    "--batch-tokens", type=click.IntRange(min=1), default=4096, show_default=True, help="Most tokens in a batch."
+)
+@click.option("--steps", is_flag=True, help="Validation losses along the training instead, from its step checkpoints.")
+@user_errors
+def losses(run_directory: Path, models: tuple[str, ...], device: str | None, batch_tokens: int, steps: bool) -> None:
+    """Take each sample's loss under each model of a RUN directory.
+
+    Run it again to go on after an interruption: models whose losses are there are skipped.
+    """
+    from ordermerge.commands.losses import take_losses
+    from ordermerge.commands.measure import Machine
+    from ordermerge.commands.steps import take_step_losses
+
+    if steps and models:
+        raise click.UsageError("--steps measures all models of the run; leave out --model")
+    machine = Machine(device, batch_tokens)
+    files = take_step_losses(run_directory, machine) if steps else take_losses(run_directory, machine, only=models)
+    for file in files:
+        click.echo(file)
+
+
+@click.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--bins", type=click.IntRange(min=2), default=10, show_default=True, help="How many bins the curves have."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of permutations and bootstrap.")
+@user_errors
+def imbalance(run_directory: Path, bins: int, seed: int) -> None:
+    """Say whether the position of a sample in the training order shows in its loss, from what `losses` found.
+
+    Figures, their data and all numbers go to RUN/imbalance.
+    """
+    from ordermerge.commands.imbalance import analyse
+
+    click.echo(f"numbers: {analyse(run_directory, bins=bins, seed=seed)}", err=True)
+
+
+@click.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@user_errors
+def report(run_directory: Path) -> None:
+    """Write report.md and report.html of a RUN directory anew, as after `losses` and `imbalance`."""
+    from ordermerge.commands.report import write_report
+
+    file = write_report(run_directory)
+    click.echo(f"{file}\n{file.with_suffix('.html')}")
+
+
+@click.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@user_errors
+def card(run_directory: Path) -> None:
+    """Put the scores into the model cards of a RUN directory's merged models, as the hub shows them."""
+    from ordermerge.commands.scored_card import write_cards
+
+    for file in write_cards(run_directory):
+        click.echo(file)

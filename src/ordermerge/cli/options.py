@@ -1,0 +1,80 @@
+"""What the commands share: options, lm-eval's own among them, and how a user's mistake is told."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ordermerge.errors import UserError
+
+RUNS_DIR = click.option(
+    "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
+)
+
+# Options may be written with lm-eval's underscores.
+LM_EVAL_NAMES = {"token_normalize_func": lambda name: name.replace("_", "-")}
+EVALUATION_OPTIONS = (
+    click.option("--tasks", required=True, help="lm-eval task names, comma-separated."),
+    click.option("--include-path", help="Folder of local lm-eval task files."),
+    click.option("--metadata", default="", help="For the tasks' data readers: key=value,key=value, or JSON."),
+    click.option("--model", default="hf", show_default=True, help='lm-eval\'s model backend, such as "vllm".'),
+    click.option("--model-args", default="", help="Further backend arguments: key=value,key=value, or JSON."),
+    click.option("--batch-size", default="1", show_default=True, help='A number, or "auto".'),
+    click.option("--max-batch-size", type=int, help='The largest that "auto" may choose.'),
+    click.option("--device", help='Such as "cuda:0" or "cpu".'),
+    click.option("--num-fewshot", type=int, help="Examples before each question."),
+    click.option("--limit", type=float, help="Score only so many documents of each task (for trying things out)."),
+    click.option("--gen-kwargs", default="", help="Generation arguments: key=value,key=value, or JSON."),
+    click.option("--apply-chat-template", is_flag=True, help="Wrap requests in the model's chat template."),
+    click.option(
+        "--fewshot-as-multiturn",
+        type=bool,
+        is_flag=False,
+        flag_value=True,
+        help="Examples as turns of a chat (default).",
+    ),
+    click.option("--system-instruction", help="Text at the start of every request."),
+    click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run model-written code."),
+)
+
+
+def names(text: str) -> list[str]:
+    """Return the names of a comma-separated list.
+
+    Args:
+        text: The list.
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add lm-eval's own options to a command.
+
+    Args:
+        command: What click is to decorate.
+    """
+    for option in reversed(EVALUATION_OPTIONS):
+        command = option(command)
+    return command
+
+
+def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a user's mistake into one clear message and exit status 1.
+
+    Args:
+        command: The command's function.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except Exception as error:
+            # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
+            if isinstance(error, (UserError, OSError)) or type(error).__name__ == "SafetensorError":
+                raise click.ClickException(str(error)) from error
+            raise
+
+    return wrapped

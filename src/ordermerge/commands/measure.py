@@ -1,0 +1,121 @@
+"""One model of a run, loaded, and its losses on the run's data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from ordermerge.errors import UserError
+from ordermerge.eval.imbalance.losses import BATCH_TOKENS, sample_losses
+from ordermerge.eval.scoring.harness import free_memory
+from ordermerge.eval.scoring.models import hub_revision
+from ordermerge.experiment import Experiment
+from ordermerge.train.quiet import is_interactive, quiet
+from ordermerge.train.tokens import Tokenised
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of the data, tokenised.
+
+    Attributes:
+        name: "train" or "validation".
+        sample_ids: The row of each sample in the data as loaded.
+        input_ids: Its tokens.
+        labels: Its labels, -100 where there is nothing to learn.
+    """
+
+    name: str
+    sample_ids: list[int]
+    input_ids: list[list[int]]
+    labels: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how losses are computed.
+
+    Attributes:
+        device: Such as "cuda:0"; the accelerator, or the CPU where there is none, if None.
+        batch_tokens: Most tokens in a batch.
+    """
+
+    device: str | None = None
+    batch_tokens: int = BATCH_TOKENS
+
+
+def splits_of(tokenised: Tokenised) -> list[Split]:
+    """Return the parts of the data, as plain lists.
+
+    Args:
+        tokenised: From `tokenise`.
+    """
+    parts = {"train": tokenised.train, "validation": tokenised.validation}
+    columns = ("sample_id", "input_ids", "labels")
+    return [Split(name, *(data[column][:] for column in columns)) for name, data in parts.items() if data is not None]
+
+
+def measure(
+    experiment: Experiment, name: str, path: str, splits: Sequence[Split], machine: Machine, *, dtype: str = "auto"
+) -> tuple[list[torch.Tensor], str]:
+    """Load a model, take its losses, and let go of it.
+
+    Args:
+        experiment: The experiment, for what loading needs.
+        name: Of the model, for the progress bar and messages.
+        path: Folder of a whole model or of a LoRA adapter, or a hub id.
+        splits: The data.
+        machine: Where and how.
+        dtype: To load it in; "auto" is the stored one.
+
+    Returns:
+        For each split the samples' losses, as `sample_losses` gives them; and the device they were computed on.
+
+    Raises:
+        UserError: If the model cannot be loaded, the device cannot be used, or memory runs out.
+    """
+    with quiet():
+        model = _load(experiment, path, dtype, machine.device)
+        place = str(model.device)
+        try:
+            with tqdm(total=sum(len(s.labels) for s in splits), desc=name, disable=not is_interactive()) as bar:
+                return [
+                    sample_losses(
+                        model, split.input_ids, split.labels, batch_tokens=machine.batch_tokens, progress=bar.update
+                    )
+                    for split in splits
+                ], place
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{name}: the memory of {place} is too small for batches of {machine.batch_tokens} tokens; "
+                "use a smaller `--batch-tokens`"
+            ) from error
+        finally:
+            del model
+            free_memory()
+
+
+def _load(experiment: Experiment, path: str, dtype: str, device: str | None) -> Any:
+    """Load a model, or an adapter with its base model, for inference."""
+    kind: Any = AutoModelForCausalLM
+    if (Path(path) / "adapter_config.json").is_file():
+        try:
+            from peft import AutoPeftModelForCausalLM as kind
+        except ImportError:
+            raise UserError(
+                f"{path} holds a LoRA adapter, which needs peft; install it with `pip install peft`"
+            ) from None
+    options: dict[str, Any] = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
+    name, revision = (path, None) if Path(path).exists() else hub_revision(path)
+    try:
+        model = kind.from_pretrained(name, dtype=dtype, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+    try:
+        return model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()
+    except (RuntimeError, AssertionError) as error:  # torch has several words for a device that is not there
+        raise UserError(f"--device {device}: cannot be used: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,199 @@
+"""The whole chain over one run directory: train, merge, evaluate, report. What is done is not done twice."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from mergekit.options import MergeOptions
+
+from ordermerge.commands.report import write_report
+from ordermerge.commands.scored_card import write_cards
+from ordermerge.errors import UserError
+from ordermerge.eval.comparison.comparing import compare_models
+from ordermerge.eval.comparison.record import FILE as COMPARISON_FILE
+from ordermerge.eval.comparison.record import ComparisonReport, write_comparison
+from ordermerge.eval.comparison.table import print_comparison
+from ordermerge.eval.scoring.models import model_names
+from ordermerge.eval.scoring.score import ScoringFailed, score_models
+from ordermerge.eval.scoring.table import Row, print_table
+from ordermerge.experiment import MADE_WITH, Experiment, evaluation_section, load_experiment
+from ordermerge.files import partial_directory, read_yaml, write_text
+from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merge_methods.contents import recipe_warnings
+from ordermerge.merging import adapter_cache, merge
+from ordermerge.plan import check_experiment, evaluation_settings, model_paths, plan
+from ordermerge.provenance import record
+from ordermerge.recipes import complete_recipe, merge_options, write_recipe
+from ordermerge.roles import model_roles
+from ordermerge.stages import STAGES, Step, unfinished
+from ordermerge.train import Resources, check_training, train_on_ray, train_orders
+from ordermerge.train.processes import on_main
+
+
+def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
+    """Do what of an experiment is not done yet, and write the report.
+
+    Args:
+        path: The experiment file.
+        runs_dir: Holds the run directories.
+        force: A stage to do again, with all after it.
+        dry_run: Check everything that can be checked, print the plan, and change nothing.
+
+    Raises:
+        UserError: For problems in the experiment, and if something was made from another experiment.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # set by torchrun and `accelerate launch`
+        raise UserError(
+            "`ordermerge run` is for one process; train over several with `accelerate launch -m ordermerge train "
+            f"{path}`, then start `ordermerge run` without a launcher: it goes on with the merges"
+        )
+    experiment = load_experiment(path)
+    if problems := check_experiment(experiment, read_data=dry_run):
+        raise UserError(problems, where=path)
+    run_directory = (runs_dir / experiment.name).resolve()
+    steps = plan(experiment, run_directory)
+    redone = set(STAGES[STAGES.index(force) :]) if force else set()
+    todo = unfinished(step for step in steps if step.stage not in redone)
+    todo += [step for step in steps if step.stage in redone]
+    _print_plan(experiment, run_directory, steps, todo)
+    if dry_run:
+        return
+    for step in steps:
+        if step.stage in redone:
+            (step.output / step.marker).unlink(missing_ok=True)
+            shutil.rmtree(partial_directory(step.output).parent, ignore_errors=True)
+    _write_resolved(experiment, path, run_directory)
+    train_orders(experiment, run_directory)
+    with adapter_cache(run_directory) as cache:
+        for step in steps:
+            if step.stage == "merge":
+                _merge(experiment, run_directory, step, cache)
+    rows = _evaluate(experiment, run_directory, steps)
+    comparison = _compare(experiment, run_directory) if rows else None
+    write_cards(run_directory)
+    report = write_report(run_directory)
+    print_table(rows)
+    if comparison:
+        print_comparison(comparison)
+    click.echo(f"report: {report}")
+
+
+def train_experiment(
+    path: Path, runs_dir: Path, *, only: int | None = None, on_ray: Resources | None = None
+) -> list[Path]:
+    """Train an experiment's sub-models, or one of them.
+
+    Args:
+        path: The experiment file.
+        runs_dir: Holds the run directories.
+        only: The one order to train.
+        on_ray: Train on a Ray cluster, each order with these resources; here, one after another, if not given.
+
+    Returns:
+        The sub-model directories.
+
+    Raises:
+        UserError: For problems in the parts of the experiment that training uses.
+    """
+    experiment = load_experiment(path)
+    if problems := check_training(experiment):
+        raise UserError(problems, where=path)
+    run_directory = (runs_dir / experiment.name).resolve()
+    on_main(lambda: _write_resolved(experiment, path, run_directory))
+    if on_ray is not None:
+        return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
+    return train_orders(experiment, run_directory, only=only)
+
+
+def evaluate_models(models: Sequence[str], out: Path, settings: Mapping[str, Any]) -> None:
+    """Score any models and print the table.
+
+    Args:
+        models: Folders or hub ids.
+        out: Where the results go.
+        settings: Values of an `evaluation` section, as text where they come from a command line.
+
+    Raises:
+        UserError: For problems in the settings, and if a model cannot be scored.
+    """
+    section = evaluation_section({key: value for key, value in settings.items() if value not in (None, "")})
+    try:
+        print_table(score_models(model_names(models), section, out))
+    except ScoringFailed as error:
+        print_table(error.rows)
+        raise
+
+
+def check_file(path: Path) -> str:
+    """Check a recipe or an experiment, whichever the file is, and return which it is.
+
+    Args:
+        path: The YAML file.
+
+    Raises:
+        UserError: With every problem found.
+    """
+    content = read_yaml(path)
+    if "merge_method" in content:
+        kind, problems = "recipe", check_recipe(content)
+    else:
+        kind, problems = "experiment", check_experiment(load_experiment(path))
+    if problems:
+        raise UserError(problems, where=path)
+    for warning in recipe_warnings(content) if kind == "recipe" else []:
+        click.echo(f"warning: {warning}", err=True)
+    return kind
+
+
+def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], todo: list[Step]) -> None:
+    click.echo(f"{experiment.name}: {run_directory}", err=True)
+    for stage in STAGES:
+        names = dict.fromkeys(step.name for step in steps if step.stage == stage)
+        left = dict.fromkeys(step.name for step in todo if step.stage == stage)
+        done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
+        click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
+
+
+def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> None:
+    resolved = experiment.model_dump(mode="json", exclude_none=True)
+    noted = {"file": str(path.resolve()), **record(path.resolve().parent)}
+    text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
+    write_text(run_directory / "experiment.yml", text)
+
+
+def _merge(experiment: Experiment, run_directory: Path, step: Step, cache: Path) -> None:
+    recipe = complete_recipe(experiment, run_directory, step.name)
+    recipe_path, out = run_directory / "recipes" / f"{step.name}.yml", run_directory / "merges" / step.name
+    options = merge_options(experiment, recipe)
+    write_recipe(recipe, recipe_path, out, options)
+    if step.is_done():
+        return
+    click.echo(f"merging {step.name}", err=True)
+    cached = MergeOptions(quiet=True, lora_merge_cache=str(cache), **options)
+    merge(recipe_path, out, cached, inputs=step.inputs)
+
+
+def _evaluate(experiment: Experiment, run_directory: Path, steps: list[Step]) -> list[Row]:
+    if not experiment.evaluation:
+        return []
+    inputs = {step.name: step.inputs["model"] for step in steps if step.stage == "eval"}
+    models = model_paths(experiment, run_directory)
+    try:
+        return score_models(models, evaluation_settings(experiment), run_directory / "eval", inputs=inputs)
+    except ScoringFailed as error:
+        print_table(error.rows)
+        raise
+
+
+def _compare(experiment: Experiment, run_directory: Path) -> ComparisonReport | None:
+    out, tasks = run_directory / "eval", evaluation_settings(experiment).tasks
+    (out / COMPARISON_FILE).unlink(missing_ok=True)
+    if not experiment.merges:
+        return None
+    comparison = compare_models(out, model_roles(experiment, run_directory), tasks)
+    write_comparison(comparison, out / COMPARISON_FILE)
+    return comparison
