@@ -10,8 +10,9 @@ SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 quickstart: $(VENV)/.installed
 	$(BIN)/ordermerge run recipes/quickstart/experiment.yml
 
+# Two workers of one thread each: threads that share cores wait for each other.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The committed results: what README.md quotes.
 results: quickstart

@@ -1,6 +1,8 @@
 """The tasks that are scored: found and checked."""
 
 import fnmatch
+import functools
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,12 +89,31 @@ def _manager(settings: EvaluationSection, *, own_collection: bool) -> "TaskManag
     path = settings.include_path
     if path is not None and not Path(path).is_dir():
         raise UserError(f"include_path: no such folder: {path} (looked in {Path(path).absolute().parent})")
+    # lm-eval's command hands the model arguments on as metadata; tasks that make their data by a tokenizer read it.
+    metadata = json.dumps({**settings.model_args, **settings.metadata}, sort_keys=True, default=str)
+    folder = None if path is None else Path(path).absolute()
+    return _scanned(folder, _state(folder), own_collection, metadata)
+
+
+@functools.lru_cache(maxsize=2)
+def _scanned(folder: Path | None, state: tuple[Any, ...], own_collection: bool, metadata: str) -> "TaskManager":
+    """Return lm-eval's index of tasks: a scan of its own collection takes seconds, and a soup asks for it many times.
+
+    Args:
+        folder: That of local tasks.
+        state: What tells whether that folder's files have changed.
+        own_collection: Whether lm-eval's own tasks are among them.
+        metadata: As JSON.
+    """
     from lm_eval.tasks import TaskManager
 
-    # lm-eval's command hands the model arguments on as metadata; tasks that make their data by a tokenizer read it.
-    metadata: Any = {**settings.model_args, **settings.metadata} or None
-    paths: list[str | Path] = [PACK] if path is None else [PACK, path]
-    return TaskManager(include_path=paths, include_defaults=own_collection, metadata=metadata)
+    paths: list[str | Path] = [PACK] if folder is None else [PACK, folder]
+    return TaskManager(include_path=paths, include_defaults=own_collection, metadata=json.loads(metadata) or None)
+
+
+def _state(folder: Path | None) -> tuple[Any, ...]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder else []
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _reach(names: Iterable[str], index: Mapping[str, Any]) -> dict[str, Any]:

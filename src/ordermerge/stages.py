@@ -44,7 +44,8 @@ class Step:
             return False
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"{marker}: cannot be read as a marker ({error!r}); delete it, or in a run redo the stage with `--force {self.stage}`"
+                f"{marker}: cannot be read as a marker ({error!r}); delete it, or in a run redo the stage with "
+                f"`--force {self.stage}`"
             ) from None
         now = json.loads(json.dumps(self.inputs, default=str))
         if record.get("fingerprint") == fingerprint(now):
