@@ -57,11 +57,13 @@ def local_folder(model: str) -> Path | None:
 
 
 def hub_revision(model: str) -> tuple[str, str | None]:
-    """Return a hub id and its revision, from "org/model@revision".
+    """Return what to load and its revision, of "org/model@revision"; a local folder has none, whatever its name.
 
     Args:
-        model: Hub id.
+        model: Folder or hub id.
     """
+    if local_folder(model):
+        return model, None
     name, _, revision = model.partition("@")
     return name, revision or None
 

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.eval.scoring.models import identity, loading_args, model_names, model_problem
+from ordermerge.eval.scoring.models import hub_revision, identity, loading_args, model_names, model_problem
 
 
 def test_model_names_are_last_parts_as_long_as_needed(tmp_path):
@@ -42,7 +42,9 @@ def test_identity_follows_loaded_files_only(tmp_path, family):
     assert identity("org/model") == {"hub_id": "org/model"}
 
 
-def test_hub_revision_is_given_as_mergekit_writes_it():
+def test_hub_revision_is_given_as_mergekit_writes_it(tmp_path):
+    (tmp_path / "mine@home").mkdir()
+    assert hub_revision(str(tmp_path / "mine@home")) == (str(tmp_path / "mine@home"), None)
     assert loading_args("org/model", "hf") == {"pretrained": "org/model"}
     assert loading_args("org/model@v1.0/a", "hf") == {"pretrained": "org/model", "revision": "v1.0/a"}
     assert identity("org/model@main") != identity("org/model")

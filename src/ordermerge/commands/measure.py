@@ -110,7 +110,7 @@ def _load(experiment: Experiment, path: str, dtype: str, device: str | None) -> 
                 f"{path} holds a LoRA adapter, which needs peft; install it with `pip install peft`"
             ) from None
     options: dict[str, Any] = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
-    name, revision = (path, None) if Path(path).exists() else hub_revision(path)
+    name, revision = hub_revision(path)
     try:
         model = kind.from_pretrained(name, dtype=dtype, revision=revision, **options)
     except (OSError, ValueError) as error:
