@@ -18,9 +18,10 @@ import click
 import torch
 from safetensors.torch import load_file
 
-from ordermerge.experiment import Experiment, load_experiment
+from ordermerge.config.load import load_experiment
+from ordermerge.config.schema import Experiment
 from ordermerge.provenance import record
-from ordermerge.train import train_orders
+from ordermerge.train.sft import train_orders
 from ordermerge.unchanged import Base, to_lanes
 
 ROOT = Path(__file__).resolve().parents[1]

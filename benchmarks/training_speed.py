@@ -26,10 +26,11 @@ from merge_throughput import in_turn
 from trl import SFTConfig, SFTTrainer
 from watched import machine
 
-from ordermerge.experiment import Experiment, load_experiment
-from ordermerge.train import load_samples, train_orders
-from ordermerge.train.data import SAMPLE_ID
-from ordermerge.train.quiet import quiet
+from ordermerge.config.load import load_experiment
+from ordermerge.config.schema import Experiment
+from ordermerge.console import quiet
+from ordermerge.train.samples import SAMPLE_ID, load_samples
+from ordermerge.train.sft import train_orders
 
 TOKENIZER = Path(__file__).parents[1] / "recipes" / "quickstart" / "base"
 _SFT = {"per_device_train_batch_size": 8, "learning_rate": 1e-4, "bf16": False, "use_cpu": True, "logging_steps": 10}

@@ -6,7 +6,8 @@
     inspect/     what sub-models changed of their base model, from the files alone
     task_pack/   lm-eval tasks for users' own data, which `task_data` reads
     figures      one style for all figures, saved with their data; `run_figures` draws those of a report
-    printing     tables in a terminal
+    statistics   paired differences, tests, intervals: pure functions
+    tables       tables in a terminal
 
 Importing this package is cheap: lm-eval and torch are imported where they are used.
 """

@@ -59,3 +59,9 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[
         return [root / name for name in ["base", *(f"sub{k}" for k in range(count))]]
 
     return family
+
+
+@pytest.fixture(scope="session")
+def family(make_family: Callable[..., list[Path]]) -> list[Path]:
+    """A base model and two sub-models, never written to."""
+    return make_family("llama", count=2, dtype=torch.float32)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ordermerge.cli import main
 from ordermerge.merge_methods import METHODS
-from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merge_methods.recipe_check.check import check_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])

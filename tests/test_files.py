@@ -50,15 +50,15 @@ def test_new_directory_clears_what_a_killed_run_left(tmp_path: Path) -> None:
 
 def test_new_directory_keeps_what_a_failed_run_left_with_a_survivor(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), new_directory(out, survivor="state") as partial:
+    with pytest.raises(KeyboardInterrupt), new_directory(out, keep_if_present="state") as partial:
         assert partial == partial_directory(out)
         (partial / "file").write_text("1")
         (partial.parent / "state").mkdir()
         raise KeyboardInterrupt
-    with new_directory(out, survivor="state") as partial:
+    with new_directory(out, keep_if_present="state") as partial:
         assert (partial / "file").read_text() == "1"
     assert (out / "file").read_text() == "1"
-    with pytest.raises(KeyboardInterrupt), new_directory(out, survivor="state") as partial:
+    with pytest.raises(KeyboardInterrupt), new_directory(out, keep_if_present="state") as partial:
         assert list(partial.iterdir()) == []
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

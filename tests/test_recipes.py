@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ordermerge.cli import main
 from ordermerge.files import read_yaml
-from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merge_methods.recipe_check.check import check_recipe
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yml"))

@@ -6,9 +6,9 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
+from ordermerge.config.library_fields import Fields
+from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
-from ordermerge.experiment import Experiment
-from ordermerge.train.fields import Fields
 
 # Starting values that leave the base model's weights alone. The others (pissa, olora, loftq, eva, ...) rewrite them,
 # or look at data first.

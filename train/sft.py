@@ -1,4 +1,4 @@
-"""Fine-tuning of one base model in K orders, through TRL's SFTTrainer."""
+"""Trains one base model in K orders, through TRL's SFTTrainer: the file to read first."""
 
 import functools
 import gc
@@ -6,31 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from ordermerge import stages
+from ordermerge.config.schema import Experiment
+from ordermerge.console import quiet
 from ordermerge.errors import UserError
-from ordermerge.experiment import Experiment
 from ordermerge.files import fingerprint_path
-from ordermerge.train import processes
-from ordermerge.train.base import base_inputs, load_model, load_tokenizer, save_submodel
-from ordermerge.train.checkpoints import disk_needed, require_disk
-from ordermerge.train.data import load_samples
-from ordermerge.train.given import check_orders, order_inputs
-from ordermerge.train.loggers import EndRun
-from ordermerge.train.lora import check_lora
-from ordermerge.train.making import make_saver, make_trainer
-from ordermerge.train.prepared import Prepared, prepare, require_agreement
-from ordermerge.train.processes import say
-from ordermerge.train.progress import Progress
-from ordermerge.train.quiet import quiet
-from ordermerge.train.record import MARKER, describe, outcome, outcome_lines, warnings, write_record
-from ordermerge.train.resume import Training
-from ordermerge.train.settings import TRAINING_SEED, WITHOUT_EFFECT, check_sft
-from ordermerge.train.sources import check_data, data_file
-from ordermerge.train.workplace import prepare_start, workplace
-
-__all__ = ["check_training", "order_steps", "orders_to_train", "train_orders"]
+from ordermerge.train import distributed
+from ordermerge.train.base_model import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
+from ordermerge.train.callbacks import EndRun, Progress, Saver
+from ordermerge.train.checkpointing import (
+    KEPT,
+    LOGS,
+    TrainingIdentity,
+    disk_needed,
+    plan_saves,
+    prepare_resume_point,
+    require_disk,
+    state_directory,
+    workplace,
+)
+from ordermerge.train.distributed import say
+from ordermerge.train.lora import check_lora, check_tied, lora_config
+from ordermerge.train.order_file import check_orders, order_inputs
+from ordermerge.train.order_record import MARKER, describe, outcome, outcome_lines, warnings, write_record
+from ordermerge.train.samples import Samples, check_data, data_file, load_samples
+from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
+from ordermerge.train.tokenized import Prepared, prepare, require_agreement
+from ordermerge.train.trainer import OrderTrainer
 
 
 def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
@@ -49,7 +54,7 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     """
     if check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
         raise UserError(check_training(experiment))
-    steps, todo = processes.on_main(lambda: orders_to_train(experiment, run_directory, only))
+    steps, todo = distributed.on_main(lambda: orders_to_train(experiment, run_directory, only))
     if todo:
         with quiet():
             _train_all(experiment, todo)
@@ -123,14 +128,98 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
     ]
 
 
+def make_trainer(
+    experiment: Experiment,
+    order: int,
+    base: BaseModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Samples | Prepared,
+    directory: Path,
+) -> OrderTrainer:
+    """Return the trainer of an order; it prepares the data if that has not been done.
+
+    Args:
+        experiment: The experiment.
+        order: The order's number.
+        base: The base model, freshly loaded.
+        tokenizer: Its tokenizer.
+        data: The samples, or what another order's trainer made of them.
+        directory: The folder that is filled.
+
+    Raises:
+        UserError: If TRL refuses something.
+    """
+    args = make_config(
+        experiment,
+        directory / LOGS,
+        disable_tqdm=True,  # `Progress` has a line of its own
+        run_name=f"{experiment.name}-{order}",
+        dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
+    )
+    if args.fp16 and args.device.type == "cpu":
+        raise UserError(
+            "`sft.fp16` does nothing on the CPU, where this runs; set `bf16: true` for autocast, or neither"
+        )
+    if args.n_gpu > 1:
+        if not isinstance(data, Prepared):
+            say(
+                f"{args.n_gpu} GPUs are visible, and one process uses one of them; `accelerate launch -m ordermerge "
+                "train` trains an order on all of them, `--executor ray` an order on each"
+            )
+        args._n_gpu = 1  # as Trainer itself does where it must not wrap the model in nn.DataParallel
+    try:
+        trainer = OrderTrainer(
+            base.model,
+            args,
+            train_dataset=data.train,
+            eval_dataset=data.validation if args.do_eval else None,
+            processing_class=tokenizer,
+            peft_config=lora_config(experiment),
+        )
+    except TemplateError as error:
+        raise UserError(f"`data.messages`: the tokenizer's chat template refuses a chat: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
+    check_tied(base.model)
+    trainer.state_directory = state_directory(directory)
+    trainer.remove_callback(PrinterCallback)  # prints each log line to standard output; they go to order.json
+    return trainer
+
+
+def make_saver(
+    experiment: Experiment,
+    trainer: OrderTrainer,
+    base: BaseModel,
+    prepared: Prepared,
+    training: TrainingIdentity,
+    directory: Path,
+) -> Saver:
+    """Return what follows the training and saves between its steps.
+
+    Args:
+        experiment: The experiment.
+        trainer: The order's trainer, with its permutations set.
+        base: What its model started from.
+        prepared: The data.
+        training: What is trained.
+        directory: The folder that is filled.
+    """
+
+    def keep(step: int) -> None:
+        save_submodel(trainer, base, experiment, directory / KEPT / f"step-{step}")
+
+    saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
+    return Saver(trainer, prepared.sample_ids, training, saves, keep)
+
+
 def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     """Train the orders one after the other; the data is loaded and tokenised once for all."""
     samples, tokenizer, threads = load_samples(experiment), load_tokenizer(experiment), torch.get_num_threads()
     prepared: Prepared | None = None
     for position, step in enumerate(todo, start=1):
         with workplace(step.output) as directory:
-            training = Training(step.inputs, processes.count(), threads)
-            start = processes.on_main(functools.partial(prepare_start, directory, training))
+            training = TrainingIdentity(step.inputs, distributed.count(), threads)
+            start = distributed.on_main(functools.partial(prepare_resume_point, directory, training))
             torch.set_num_threads(start.threads)
             base = load_model(experiment)
             trainer = make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
@@ -143,7 +232,7 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             saver = make_saver(experiment, trainer, base, prepared, training, directory)
             if position == 1:
                 needed = disk_needed(experiment, base.model, saver.saves, len(todo))
-                processes.on_main(functools.partial(require_disk, needed, saver.saves, directory, len(todo)))
+                distributed.on_main(functools.partial(require_disk, needed, saver.saves, directory, len(todo)))
             for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
@@ -153,7 +242,7 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             save_submodel(trainer, base, experiment, directory)
             record = {**describe(experiment, step.inputs["order"], samples, prepared), **outcome(trainer, saver, start)}
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 write_record(experiment, step, prepared, record, directory)
         for line in outcome_lines(record, step.output):
             say(f"{step.name}: {line}")

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
-from ordermerge.train.data import SAMPLE_ID
+from ordermerge.train.samples import SAMPLE_ID
 
 
 class OrderSampler(Sampler[int]):
@@ -41,17 +41,17 @@ class OrderTrainer(SFTTrainer):
     Attributes:
         permutations: int64 of shape [epochs, samples], indices into the prepared training data.
         state_directory: Where training checkpoints go, to be set where any are asked for.
-        cut: Ids of the training samples that preparation cut to `max_length`.
-        met: Ids of the samples that this process trained on in the epoch under way, as int64.
+        truncated_ids: Ids of the training samples that preparation cut to `max_length`.
+        seen_ids: Ids of the samples that this process trained on in the epoch under way, as int64.
     """
 
     permutations: torch.Tensor
     state_directory: Path
-    cut: frozenset[int] = frozenset()
+    truncated_ids: frozenset[int] = frozenset()
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
-        self.met = array("q")
+        self.seen_ids = array("q")
         self.data_collator = _IdCollator(self.data_collator)
 
     @property
@@ -70,7 +70,7 @@ class OrderTrainer(SFTTrainer):
         """Return the batches of an optimizer step, having noted the ids of their samples and taken them out."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         for batch in batches:
-            self.met.extend(batch.pop(SAMPLE_ID))
+            self.seen_ids.extend(batch.pop(SAMPLE_ID))
         return batches, items
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
@@ -118,7 +118,7 @@ class OrderTrainer(SFTTrainer):
         if dataset_name == "train" and args.max_length is not None:
             lengths = map(len, dataset["input_ids"])
             ids = zip(dataset[SAMPLE_ID], lengths, strict=True)
-            self.cut = frozenset(sample for sample, length in ids if length > args.max_length)
+            self.truncated_ids = frozenset(sample for sample, length in ids if length > args.max_length)
         return super()._prepare_dataset(dataset, processing_class, args, *rest)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import IO
 
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
-from ordermerge.eval.printing import print_columns
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits, limit_note
+from ordermerge.eval.tables import print_columns
 
 REFERENCES = {
     "single_mean": "the mean of the single models",

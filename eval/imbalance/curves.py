@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ordermerge.eval.imbalance.effect import Array, bootstrap_interval, contrast
+from ordermerge.eval.imbalance.effect import contrast
+from ordermerge.eval.statistics import Array, bootstrap_interval
 
 _CONNECTED = 1e-6  # smallest eigenvalue, as a share of the largest, of bins that units do compare
 

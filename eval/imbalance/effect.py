@@ -15,18 +15,16 @@ Shapes: K orders, n units, both at least 2; losses and positions are float64 of 
 to 1 (last).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-Array = NDArray[np.float64]
+from ordermerge.eval.statistics import Array, bootstrap_interval
 
-LOSS_FLOOR = 1e-6  # below, a float32 softmax leaves rounding errors only, which the logarithm would blow up
-LEVEL = 0.95
 _AT_ONCE = 2**22  # numbers in an intermediate array
+LOSS_FLOOR = 1e-6  # below, a float32 softmax leaves rounding errors only, which the logarithm would blow up
 
 
 @dataclass(frozen=True)
@@ -128,23 +126,3 @@ def _permutation_p(
         for i, (x, y) in enumerate(sides):
             reached[i] += (np.abs(x[drawn].reshape(len(drawn), -1) @ y) >= observed[i] * (1 - 1e-12)).sum()
     return tuple(float(count) / (permutations + 1) for count in reached)
-
-
-def bootstrap_interval(
-    moments: Array, statistic: Callable[[Array], Array], resamples: int, generator: np.random.Generator
-) -> Array:
-    """Return the ends, [2, ...], of a percentile bootstrap interval of a statistic of sums over units.
-
-    Args:
-        moments: Shape [n, m]: what each unit adds to m sums.
-        statistic: Maps sums of shape [B, m] to values of shape [B, ...].
-        resamples: B in all.
-        generator: Draws.
-    """
-    n, values = len(moments), []
-    step = max(1, _AT_ONCE // n)
-    for start in range(0, resamples, step):
-        drawn = generator.integers(0, n, (min(step, resamples - start), n))
-        weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
-        values.append(statistic(weights @ moments))
-    return np.nanquantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

@@ -1,4 +1,4 @@
-"""All of the imbalance analysis for the positions in one epoch, and what it says in plain words."""
+"""The results of the imbalance analysis for the positions in one epoch, and what they say in plain words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from ordermerge.eval.imbalance.curves import Curve, Trace, contrast_curve, mean_curve, merged_trace
-from ordermerge.eval.imbalance.effect import Array, Effect, log_loss, position_effect
+from ordermerge.eval.imbalance.effect import Effect, log_loss, position_effect
+from ordermerge.eval.statistics import Array
 
 SIGNIFICANT = 0.05
 ANCHOR, OTHERS = "anchor", "other orders"

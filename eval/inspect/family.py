@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ordermerge.errors import UserError
-from ordermerge.eval.scoring.models import HUB_ID, hub_revision, local_folder, model_names
+from ordermerge.models import HUB_ID, hub_revision, local_folder, model_names
 from ordermerge.weights import FLOATS, Stored, Unreadable, count, stored_tensors
 
 _NAMED = 3  # of many tensors, so many are named

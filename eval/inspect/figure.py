@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ordermerge.eval.figures import SEQUENTIAL, save_figure
-from ordermerge.eval.inspect.report import short_names
 from ordermerge.eval.inspect.summary import split_name
+from ordermerge.eval.inspect.tables import short_names
 
 _WHOLE = "all"  # the first column: the layer as a whole
 _ROW, _COLUMN, _TALLEST = 0.24, 0.55, 10.0  # inches

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from ordermerge.eval.inspect.changes import Totals
+from ordermerge.eval.inspect.conclusions import conclusions
 from ordermerge.eval.inspect.family import Family, open_family
 from ordermerge.eval.inspect.stream import inspect_family
 from ordermerge.eval.inspect.summary import ROUNDS, Summary, by_layer, summarise
-from ordermerge.eval.inspect.words import conclusions
 from ordermerge.files import write_json
 from ordermerge.provenance import record
 

@@ -1,11 +1,9 @@
 """Scores by lm-evaluation-harness, for any list of models.
 
 score       scores a list of models, each once on each task
-harness     runs one model through lm-eval; `quiet` keeps what it says to what a user can act on
+harness     loads the tasks, runs one model through lm-eval; `quiet` keeps what it says to what a user can act on
 checks      says what is wrong with an evaluation, before it is begun
 tasks       finds the tasks; `task_files` tells what local ones consist of
-loaded      loads them, once for all models
-models      names, identity and completeness of what is scored
 saved       lm-eval's own result and sample files: written, and read back
 table       one table of metric ± standard error
 explain     what went wrong, in one sentence; `hub` asks once whether the Hugging Face hub is there

@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError, did_you_mean
-from ordermerge.eval.scoring.models import local_folder, missing_package, model_problem
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.task_files import data_problems
 from ordermerge.eval.scoring.tasks import find_tasks
-from ordermerge.sections import EvaluationSection
+from ordermerge.models import local_folder, missing_package, model_problem
 
 RESERVED_ARGS = {"pretrained": "the list of models", "batch_size": "`batch_size`", "device": "`device`"}
 

@@ -9,21 +9,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import model_problems, settings_problems
 from ordermerge.eval.scoring.explain import explained
-from ordermerge.eval.scoring.harness import evaluate_model, free_memory
+from ordermerge.eval.scoring.harness import LoadedTask, evaluate_model, free_memory, load_tasks
 from ordermerge.eval.scoring.hub import offline_if_unreachable
-from ordermerge.eval.scoring.loaded import LoadedTask, load_tasks
-from ordermerge.eval.scoring.models import identity
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.saved import load_rows, marker_name
 from ordermerge.eval.scoring.table import Row
 from ordermerge.eval.scoring.task_files import local_identity
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
 from ordermerge.files import write_text
+from ordermerge.models import identity
 from ordermerge.provenance import record
-from ordermerge.sections import EvaluationSection
 from ordermerge.stages import Step, mark_done, unfinished
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from ordermerge.eval.printing import print_columns
+from ordermerge.eval.tables import print_columns
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 NO_FILTER = "none"

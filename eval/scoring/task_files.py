@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ordermerge.config.schema import DATA_SUFFIXES, EvaluationSection
 from ordermerge.eval.scoring.tasks import found_entries
 from ordermerge.eval.task_data import PACK, located
-from ordermerge.experiment import DATA_SUFFIXES
 from ordermerge.files import fingerprint, fingerprint_file
-from ordermerge.sections import EvaluationSection
 
 
 def data_problems(settings: EvaluationSection) -> list[str]:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.explain import unknown_tasks
-from ordermerge.eval.scoring.models import FOLDER_BACKENDS, local_folder
 from ordermerge.eval.task_data import PACK
-from ordermerge.sections import EvaluationSection
+from ordermerge.models import FOLDER_BACKENDS, local_folder
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and fingerprints of what went into them."""
+"""Files and folders that are either whole or absent, fingerprints of files, and disk space."""
 
 import functools
 import hashlib
@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from ordermerge.errors import UserError
+
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,32 +54,32 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_directory(path: Path, *, survivor: str | None = None) -> Iterator[Path]:
+def new_directory(path: Path, *, keep_if_present: str | None = None) -> Iterator[Path]:
     """Yield a folder that takes the place of `path` only when the block ends well.
 
     An earlier folder at `path` stays until then. What an interrupted run left is cleared first, unless it holds the
-    survivor: then the folder to fill is as that run left it.
+    keep_if_present: then the folder to fill is as that run left it.
 
     Args:
         path: The folder to make.
-        survivor: Name of a folder beside the yielded one; where the block makes it, all stays after a failure.
+        keep_if_present: Name of a folder beside the yielded one; where the block makes it, all stays after a failure.
 
     Yields:
-        The folder to fill (see `partial_directory`), empty but for the work of a run that left the survivor.
+        The folder to fill (see `partial_directory`), empty but for the work of a run that left the keep_if_present.
     """
     path = path.resolve()
     partial = partial_directory(path)
     workplace = partial.parent
-    _clear(workplace, survivor)
+    _clear(workplace, keep_if_present)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         if path.exists():
             os.replace(path, workplace / ".before")
         os.replace(partial, path)
-        survivor = None
+        keep_if_present = None
     finally:
-        _clear(workplace, survivor)
+        _clear(workplace, keep_if_present)
 
 
 def partial_directory(path: Path) -> Path:
@@ -90,11 +92,6 @@ def partial_directory(path: Path) -> Path:
     """
     path = path.resolve()
     return path.with_name(f".{path.name}.partial") / path.name
-
-
-def _clear(workplace: Path, survivor: str | None) -> None:
-    if survivor is None or not (workplace / survivor).exists():
-        shutil.rmtree(workplace, ignore_errors=True)
 
 
 def fingerprint(value: Any) -> str:
@@ -115,13 +112,6 @@ def fingerprint_file(path: Path) -> str:
     """
     status = path.stat()
     return _digest(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _digest(path: Path, _size: int, _modified: int) -> str:
-    """Return the SHA-256 (hex) of a file; a base model's gigabytes are read once, however many stages ask."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint_path(path: Path) -> str:
@@ -159,3 +149,53 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a YAML mapping (`key: value` lines); got {type(content).__name__}")
     return content
+
+
+def checkpoint_bytes(folder: Path, dtype: str | None = None) -> int:
+    """Return how much disk a checkpoint's weights take, or would take in another dtype.
+
+    Args:
+        folder: A local checkpoint; 0 is returned where it has no weights that are known here.
+        dtype: "float16", "bfloat16", "float32" or "float64"; as stored, if not given.
+    """
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    stored = sum(file.stat().st_size for file in files)
+    if dtype not in _ITEM_BYTES or not files or files[0].suffix != ".safetensors":
+        return stored
+    from safetensors import safe_open
+
+    with safe_open(files[0], framework="np") as opened:
+        kinds = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    return stored * _ITEM_BYTES[dtype] // max((_ITEM_BYTES.get(kind, 1) for kind in kinds), default=1)
+
+
+def require_space(directory: Path, needed: int, what: str) -> None:
+    """Refuse work whose result would not fit on the disk.
+
+    Args:
+        directory: Where the result goes; it need not exist yet.
+        needed: Bytes.
+        what: What needs them, for the message.
+
+    Raises:
+        UserError: If fewer bytes are free.
+    """
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"{what} needs {needed / 1e9:.3g} GB of disk, and {existing} has {free / 1e9:.3g} GB free; "
+            "free some, or write elsewhere"
+        )
+
+
+def _clear(workplace: Path, keep_if_present: str | None) -> None:
+    if keep_if_present is None or not (workplace / keep_if_present).exists():
+        shutil.rmtree(workplace, ignore_errors=True)
+
+
+@functools.cache
+def _digest(path: Path, _size: int, _modified: int) -> str:
+    """Return the SHA-256 (hex) of a file; a base model's gigabytes are read once, however many stages ask."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

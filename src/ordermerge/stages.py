@@ -1,4 +1,4 @@
-"""Done or not: a step's marker is written last and holds the fingerprint of the step's inputs."""
+"""Stages and their steps: done or not, by a marker written last that holds the fingerprint of the step's inputs."""
 
 import json
 from collections.abc import Iterable

@@ -2,14 +2,14 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.eval.scoring.score import score_models
-from ordermerge.sections import EvaluationSection
 
 TASKS = {
     "echo": """
@@ -51,12 +51,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def family(make_family: Callable[..., list[Path]]) -> list[Path]:
-    """A base model and two sub-models, never written to."""
-    return make_family("llama", count=2, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

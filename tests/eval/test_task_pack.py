@@ -10,15 +10,15 @@ import pytest
 import yaml
 from datasets import Dataset
 
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import check_evaluation
-from ordermerge.eval.scoring.loaded import load_tasks
+from ordermerge.eval.scoring.harness import load_tasks
 from ordermerge.eval.scoring.saved import load_rows, load_scores
 from ordermerge.eval.scoring.score import score_models
 from ordermerge.eval.scoring.task_files import local_identity
 from ordermerge.eval.scoring.tasks import find_tasks
 from ordermerge.eval.task_data import PACK, completion_scores, load
-from ordermerge.sections import EvaluationSection
 
 RECORDS = [
     {"question": f"{a}+{b}=", "answer": f"{a}, {b}\n#### {a + b}", "prompt": "abc", "completion": "d" * (a + 1)}

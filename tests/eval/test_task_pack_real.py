@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import transformers
 
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.scoring.score import score_models
 from ordermerge.eval.scoring.tasks import find_tasks
-from ordermerge.sections import EvaluationSection
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 GSM8K = SHARED / "gsm8k" / "test.jsonl"

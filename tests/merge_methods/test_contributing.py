@@ -17,7 +17,7 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 from safetensors.torch import load_file
 
 from ordermerge import merge_methods
-from ordermerge.merge_methods.check import check_recipe
+from ordermerge.merge_methods.recipe_check.check import check_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "contributing_a_method.md").read_text(encoding="utf-8")

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from ordermerge.experiment import Experiment, load_experiment
+from ordermerge.config.load import load_experiment
+from ordermerge.config.schema import Experiment
 
 SFT = {
     "num_train_epochs": 2,

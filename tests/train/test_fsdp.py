@@ -12,8 +12,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
-from ordermerge.experiment import Experiment
-from ordermerge.train import train_orders
+from ordermerge.config.schema import Experiment
+from ordermerge.train.sft import train_orders
 from ordermerge.train.trainer import OrderTrainer
 
 CONFIGURATION = Path(__file__).parents[2] / "recipes" / "accelerate" / "fsdp.yaml"

@@ -10,10 +10,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
-from ordermerge.experiment import Experiment
-from ordermerge.train import check_lora, train_orders
-from ordermerge.train.lora import OWNED, REFUSED
+from ordermerge.train.lora import OWNED, REFUSED, check_lora
+from ordermerge.train.sft import train_orders
 
 Write = Callable[..., Experiment]
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}

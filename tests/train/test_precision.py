@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
-from ordermerge.experiment import Experiment
-from ordermerge.train import train_orders
+from ordermerge.train.sft import train_orders
 
 Write = Callable[..., Experiment]
 SHORT = {"num_train_epochs": 1, "learning_rate": 1.0e-4}

@@ -1,4 +1,4 @@
-"""Training: K runs that differ in nothing but the order, each directory whole or absent."""
+"""TrainingIdentity: K runs that differ in nothing but the order, each directory whole or absent."""
 
 import json
 import shutil
@@ -11,12 +11,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
-from ordermerge.experiment import Experiment
-from ordermerge.train import check_sft, epoch_fingerprints, random_orders, train_orders
-from ordermerge.train import making as making_module
-from ordermerge.train import prepared as prepared_module
-from ordermerge.train.settings import OWNED, REFUSED
+from ordermerge.train import sft as sft_module
+from ordermerge.train import tokenized
+from ordermerge.train.orders import epoch_fingerprints, random_orders
+from ordermerge.train.sft import train_orders
+from ordermerge.train.sft_config import OWNED, REFUSED, check_sft
 from ordermerge.train.trainer import OrderTrainer
 
 Write = Callable[..., Experiment]
@@ -123,8 +124,8 @@ def test_orders_with_one_permutation_give_the_same_bits(
         {"format": "pt"},
     )
     same = {"random": lambda n, epochs, count, seed, batch: random_orders(n, epochs, 1, seed).expand(count, -1, -1)}
-    monkeypatch.setattr(prepared_module, "STRATEGIES", same)
-    monkeypatch.setattr(prepared_module, "check_distinct", lambda *_: None)
+    monkeypatch.setattr(tokenized, "STRATEGIES", same)
+    monkeypatch.setattr(tokenized, "check_distinct", lambda *_: None)
     experiment = write_experiment(model={"path": "changed"}, orders={"count": 3})
     first, second, _ = train_orders(experiment, tmp_path / "together")
     (alone,) = train_orders(experiment, tmp_path / "alone", only=2)
@@ -372,7 +373,7 @@ def test_one_of_several_gpus_is_used_without_a_launcher(
     tmp_path: Path, write_experiment: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     train_orders(write_experiment(), tmp_path / "one")
-    made = making_module.make_config
+    made = sft_module.make_config
 
     def with_three_gpus(*args: Any, **named: Any) -> Any:
         config = made(*args, **named)
@@ -380,7 +381,7 @@ def test_one_of_several_gpus_is_used_without_a_launcher(
         config._n_gpu = 3  # what transformers sets where it sees three
         return config
 
-    monkeypatch.setattr(making_module, "make_config", with_three_gpus)
+    monkeypatch.setattr(sft_module, "make_config", with_three_gpus)
     capsys.readouterr()
     train_orders(write_experiment(), tmp_path / "three")
     assert capsys.readouterr().err.count("3 GPUs are visible, and one process uses one of them; `accelerate") == 1

@@ -5,7 +5,7 @@ import os
 import click
 
 from ordermerge import __version__
-from ordermerge.cli import analysis, making, scoring
+from ordermerge.cli import analysis, evaluation, pipeline
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,8 +17,8 @@ def main() -> None:
 
 
 for _command in (
-    *(making.run, making.train, making.orders, making.merge, making.check),
-    *(scoring.evaluate, scoring.soup, scoring.tasks),
-    *(analysis.inspect, analysis.losses, analysis.imbalance, analysis.report, analysis.card),
-):
+    pipeline.run, pipeline.train, pipeline.orders, pipeline.merge, pipeline.check,
+    evaluation.evaluate, evaluation.soup, evaluation.tasks,
+    analysis.inspect, analysis.losses, analysis.imbalance, analysis.report, analysis.card,
+):  # fmt: skip
     main.add_command(_command)

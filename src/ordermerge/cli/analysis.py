@@ -23,7 +23,7 @@ def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | N
     Values unchanged from the base model, agreement of the task vectors, what resampling will reach; per layer.
     """
     from ordermerge.eval.inspect.inspection import inspect_models, write_inspection
-    from ordermerge.eval.inspect.report import print_report
+    from ordermerge.eval.inspect.tables import print_report
 
     found = inspect_models(base, models, dtype=dtype)
     print_report(found)
@@ -48,7 +48,7 @@ def losses(run_directory: Path, models: tuple[str, ...], device: str | None, bat
     """
     from ordermerge.commands.losses import take_losses
     from ordermerge.commands.measure import Machine
-    from ordermerge.commands.steps import take_step_losses
+    from ordermerge.commands.step_losses import take_step_losses
 
     if steps and models:
         raise click.UsageError("--steps measures all models of the run; leave out --model")
@@ -70,7 +70,7 @@ def imbalance(run_directory: Path, bins: int, seed: int) -> None:
 
     Figures, their data and all numbers go to RUN/imbalance.
     """
-    from ordermerge.commands.imbalance import analyse
+    from ordermerge.eval.imbalance.analysis import analyse
 
     click.echo(f"numbers: {analyse(run_directory, bins=bins, seed=seed)}", err=True)
 
@@ -91,7 +91,7 @@ def report(run_directory: Path) -> None:
 @user_errors
 def card(run_directory: Path) -> None:
     """Put the scores into the model cards of a RUN directory's merged models, as the hub shows them."""
-    from ordermerge.commands.scored_card import write_cards
+    from ordermerge.commands.model_card import write_cards
 
     for file in write_cards(run_directory):
         click.echo(file)

@@ -14,7 +14,7 @@ RUNS_DIR = click.option(
 )
 
 # Options may be written with lm-eval's underscores.
-LM_EVAL_NAMES = {"token_normalize_func": lambda name: name.replace("_", "-")}
+LM_EVAL_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 EVALUATION_OPTIONS = (
     click.option("--tasks", required=True, help="lm-eval task names, comma-separated."),
     click.option("--include-path", help="Folder of local lm-eval task files."),

@@ -1,8 +1,9 @@
-"""What the commands do: each joins merge_methods, train and eval, which do not know each other.
+"""What the commands do: they join merge_methods, train and eval, which do not know each other.
 
-run         train, merge, evaluate, report over one run directory; `preview` shows its orders beforehand
-losses      each sample's loss under each model (`measure`: one model); `steps` along the training
-imbalance   from those losses to figures and words; `loss_table` and `positions` read what it needs
-report      report.md, and `page` makes report.html of it; `scored_card` puts scores into model cards
-soup        the merge of those models that score best together, chosen by `greedy`
+run          `run`, `train`, `eval`, `check`: carries out the `plan`, whose merges are `recipes`
+merging      one recipe to one model, whole or absent; `model_card` completes its card
+report       `report`: report.md, and `html` makes report.html of it
+losses       `losses`: each sample's loss under each model (`measure`); `step_losses` along the training
+orders       `orders`: the orders before training
+soup         `soup`: the merge of those models that score best together, chosen by `greedy`
 """

@@ -13,38 +13,23 @@ import pyarrow.parquet as pq
 import torch
 
 from ordermerge.commands.measure import Machine, Split, measure, splits_of
-from ordermerge.commands.positions import OrderPositions, open_run, read_positions
+from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
+from ordermerge.eval.imbalance.loss_table import NOTE
 from ordermerge.eval.imbalance.losses import count_learnt
-from ordermerge.eval.scoring.models import identity, local_folder, model_problem
-from ordermerge.experiment import Experiment
-from ordermerge.files import fingerprint, fingerprint_file, write_bytes
-from ordermerge.merging import MARKER as MERGE_MARKER
-from ordermerge.plan import BASE, model_paths
+from ordermerge.files import fingerprint, write_bytes
+from ordermerge.models import identity, local_folder, model_problem
 from ordermerge.provenance import record
-from ordermerge.train.tokens import Tokenised, tokenise
-
-NOTE = b"ordermerge"  # the key of the parquet file's metadata that says how it was made
-
-
-def losses_file(run: Path, model: str) -> Path:
-    """Return where the losses of a model are.
-
-    Args:
-        run: The run directory.
-        model: The model's name: "base", "order_0", or a merge's.
-    """
-    return run / "imbalance" / "losses" / f"{model}.parquet"
-
-
-def model_marker(path: str) -> str | None:
-    """Return the fingerprint of the marker of a model that a run made: another, if it was made again.
-
-    Args:
-        path: The model.
-    """
-    markers = (Path(path) / name for name in ("order/order.json", MERGE_MARKER))
-    return next((fingerprint_file(marker) for marker in markers if marker.is_file()), None)
+from ordermerge.run_directory import (
+    BASE,
+    OrderPositions,
+    losses_file,
+    model_marker,
+    model_paths,
+    open_run,
+    read_positions,
+)
+from ordermerge.train.tokenized import Tokenised, tokenise
 
 
 def take_losses(run: Path, machine: Machine, *, only: Sequence[str] = ()) -> list[Path]:

@@ -1,4 +1,4 @@
-"""One model of a run, loaded, and its losses on the run's data."""
+"""Measures the losses of one model of a run on the run's data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from ordermerge.config.schema import Experiment
+from ordermerge.console import is_interactive, quiet
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.losses import BATCH_TOKENS, sample_losses
 from ordermerge.eval.scoring.harness import free_memory
-from ordermerge.eval.scoring.models import hub_revision
-from ordermerge.experiment import Experiment
-from ordermerge.train.quiet import is_interactive, quiet
-from ordermerge.train.tokens import Tokenised
+from ordermerge.models import hub_revision
+from ordermerge.train.tokenized import Tokenised
 
 
 @dataclass(frozen=True)

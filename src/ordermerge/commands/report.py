@@ -1,4 +1,4 @@
-"""What a run found, and how to get every number of it again: `report.md`, and `report.html`."""
+"""The report of a run, report.md and report.html: what it found, and how to get every number of it again."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from ordermerge.commands.page import html_page
-from ordermerge.commands.positions import open_run
+from ordermerge.commands.html import html_page
+from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport, load_comparison
@@ -18,9 +18,8 @@ from ordermerge.eval.comparison.table import REFERENCES, markdown_comparison
 from ordermerge.eval.run_figures import effect_figure, learning_figure
 from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
-from ordermerge.experiment import MADE_WITH, Experiment
 from ordermerge.files import read_yaml, write_text
-from ordermerge.plan import model_paths
+from ordermerge.run_directory import model_paths, open_run
 
 EXPERIMENT = "experiment.yml"
 FIGURES = "figures"

@@ -1,4 +1,4 @@
-"""The whole chain over one run directory: train, merge, evaluate, report. What is done is not done twice."""
+"""`ordermerge run`, `train`, `eval` and `check`: the whole chain over one run directory, nothing done twice."""
 
 import os
 import shutil
@@ -10,28 +10,30 @@ import click
 import yaml
 from mergekit.options import MergeOptions
 
+from ordermerge.commands.merging import adapter_cache, merge
+from ordermerge.commands.model_card import write_cards
+from ordermerge.commands.plan import check_experiment, evaluation_settings, model_roles, plan
+from ordermerge.commands.recipes import complete_recipe, merge_options, write_recipe
 from ordermerge.commands.report import write_report
-from ordermerge.commands.scored_card import write_cards
+from ordermerge.config.load import evaluation_section, load_experiment
+from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.errors import UserError
-from ordermerge.eval.comparison.comparing import compare_models
+from ordermerge.eval.comparison.compare import compare_models
 from ordermerge.eval.comparison.record import FILE as COMPARISON_FILE
 from ordermerge.eval.comparison.record import ComparisonReport, write_comparison
 from ordermerge.eval.comparison.table import print_comparison
-from ordermerge.eval.scoring.models import model_names
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.table import Row, print_table
-from ordermerge.experiment import MADE_WITH, Experiment, evaluation_section, load_experiment
 from ordermerge.files import partial_directory, read_yaml, write_text
-from ordermerge.merge_methods.check import check_recipe
-from ordermerge.merge_methods.contents import recipe_warnings
-from ordermerge.merging import adapter_cache, merge
-from ordermerge.plan import check_experiment, evaluation_settings, model_paths, plan
+from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
+from ordermerge.models import model_names
 from ordermerge.provenance import record
-from ordermerge.recipes import complete_recipe, merge_options, write_recipe
-from ordermerge.roles import model_roles
+from ordermerge.run_directory import model_paths
 from ordermerge.stages import STAGES, Step, unfinished
-from ordermerge.train import Resources, check_training, train_on_ray, train_orders
-from ordermerge.train.processes import on_main
+from ordermerge.train.distributed import on_main
+from ordermerge.train.ray_executor import Resources, train_on_ray
+from ordermerge.train.sft import check_training, train_orders
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:

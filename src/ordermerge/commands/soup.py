@@ -1,4 +1,4 @@
-"""Which models to merge, chosen greedily by validation tasks, and the merge of them: a *soup* (see `greedy`)."""
+"""`ordermerge soup`: which models to merge, chosen greedily by validation tasks, and the merge of them."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,27 +10,27 @@ import click
 from mergekit.options import MergeOptions
 
 from ordermerge.commands.greedy import Trial, greedy, single_score
+from ordermerge.commands.merging import merge
+from ordermerge.commands.recipes import write_recipe
+from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import check_evaluation
-from ordermerge.eval.scoring.models import identity, model_names
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.score import evaluation_steps, score_models
 from ordermerge.eval.scoring.table import Row, print_table
 from ordermerge.eval.scoring.task_files import data_paths
 from ordermerge.eval.scoring.tasks import leaf_tasks
 from ordermerge.files import fingerprint, write_json
-from ordermerge.merge_methods.check import check_recipe
-from ordermerge.merging import merge
+from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.models import identity, model_names
 from ordermerge.provenance import record
-from ordermerge.recipes import write_recipe
-from ordermerge.sections import EvaluationSection
 from ordermerge.stages import unfinished
 
 SOUP = "soup"
 
 
 @dataclass(frozen=True)
-class Kitchen:
+class SoupSearch:
     """What makes and scores the soups of one search.
 
     Attributes:
@@ -134,7 +134,7 @@ def make_soup(
     Raises:
         UserError: For problems of the models, the tasks or the metric; and when a model cannot be scored.
     """
-    kitchen = Kitchen(model_names(models), out, settings, method, base, metric)
+    kitchen = SoupSearch(model_names(models), out, settings, method, base, metric)
     tests = settings.model_copy(update={"tasks": list(test_tasks)}) if test_tasks else None
     if problems := _problems(kitchen, tests):
         raise UserError(problems)
@@ -155,7 +155,7 @@ def make_soup(
     return trials
 
 
-def _problems(kitchen: Kitchen, tests: EvaluationSection | None) -> list[str]:
+def _problems(kitchen: SoupSearch, tests: EvaluationSection | None) -> list[str]:
     """Return what can be found wrong before anything is scored."""
     if len(kitchen.models) < 2:
         return [f"a soup is chosen from at least 2 models; got {len(kitchen.models)}"]
@@ -175,7 +175,7 @@ def _problems(kitchen: Kitchen, tests: EvaluationSection | None) -> list[str]:
     return problems
 
 
-def _log(kitchen: Kitchen, trials: Sequence[Trial], *, higher_is_better: bool) -> dict[str, Any]:
+def _log(kitchen: SoupSearch, trials: Sequence[Trial], *, higher_is_better: bool) -> dict[str, Any]:
     sign = 1 if higher_is_better else -1
     scored = [{**asdict(trial), "score": sign * trial.score} for trial in trials]
     chosen = [trial for trial in scored if trial["kept"]][-1]

@@ -1,0 +1,8 @@
+"""The recipe checker: what is wrong with a mergekit recipe, before anything is read.
+
+check        all problems at once: keys, values, parameters, models that are not there
+layout       whether the models fit together: architectures, layers, tensor names and shapes
+checkpoint   a model's config and the headers of its files
+warnings     what lets a merge run and come out wrong, from a few sampled values
+companions   tokenizers, chat templates and end-of-text tokens that differ
+"""

@@ -1,0 +1,223 @@
+"""Checks a recipe before anything is read: mergekit ignores what it does not know, so a misspelt key merges in silence.
+
+Everything legal in mergekit is legal here; the schema is mergekit's own, and so are the methods' parameters.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergekit.common import ModelPath, ModelReference
+from mergekit.config import (
+    ConditionalParameter,
+    InputModelDefinition,
+    InputSliceDefinition,
+    MergeConfiguration,
+    evaluate_setting,
+)
+from mergekit.merge_methods import MergeMethod, ParameterScope, registered_methods
+from mergekit.options import MergeOptions
+from mergekit.tokenizer.config import ModelTokenEmbedding
+from pydantic import ValidationError
+
+from ordermerge.config.library_fields import unknown_keys
+from ordermerge.errors import did_you_mean
+from ordermerge.merge_methods.parameter_selection import NAMES
+from ordermerge.merge_methods.recipe_check.layout import layout_problems
+
+
+class Scope(NamedTuple):
+    """One place of a recipe that holds parameters."""
+
+    where: str
+    parameters: Mapping[str, Any]
+    of_model: bool
+
+
+class Inputs(NamedTuple):
+    """Models that are merged together: where, with which base model, and the parameters that hold for all of them."""
+
+    where: str
+    base: ModelReference | None
+    entries: Sequence[InputModelDefinition | InputSliceDefinition]
+    shared: frozenset[str]
+
+
+def check_recipe(
+    recipe: Mapping[str, Any], *, models_exist: bool = True, options: MergeOptions | None = None
+) -> list[str]:
+    """Return every problem found in a recipe, one sentence each; none if it is fit to be merged.
+
+    Args:
+        recipe: The parsed YAML.
+        models_exist: Whether local models must be there already, and fit together; hub ids are not looked up.
+        options: mergekit's options, some of which permit more; its defaults, if not given.
+    """
+    problems = list(unknown_keys(MergeConfiguration, recipe))
+    method = _find_method(recipe)
+    if method is None:
+        return [*problems, _unknown_method(recipe)]
+    try:
+        config = MergeConfiguration.model_validate(dict(recipe))
+    except (ValidationError, RuntimeError) as error:
+        return [*problems, *_config_problems(error)]
+    scopes = list(_scopes(recipe))
+    for scope in scopes:
+        problems += _parameter_problems(method, scope)
+    problems += _input_problems(method, config)
+    if not problems and method.spec.name in NAMES:
+        problems += _selection_problems(config, scopes)
+    if models_exist:
+        problems += absent_problems(config) or layout_problems(config, options or MergeOptions())
+    return problems
+
+
+def absent_problems(config: MergeConfiguration) -> list[str]:
+    """Return a problem for each model that must be local (by the look of its path) where no checkpoint is.
+
+    Args:
+        config: A recipe that mergekit's schema accepts.
+    """
+    problems = [problem for model in sorted(config.referenced_models(), key=str) for problem in _incomplete(model)]
+    problems += [f"tokenizer of {p}" for model in _tokenizers(config) if (p := _no_folder(model.model))]
+    return list(dict.fromkeys(problems))
+
+
+def _find_method(recipe: Mapping[str, Any]) -> MergeMethod | None:
+    return next((m for m in registered_methods() if m.spec.name == recipe.get("merge_method")), None)
+
+
+def _unknown_method(recipe: Mapping[str, Any]) -> str:
+    if "merge_method" not in recipe:
+        return "key `merge_method` is missing"
+    name = recipe["merge_method"]
+    return f"unknown `merge_method` {name!r}{did_you_mean(name, [m.spec.name for m in registered_methods()])}"
+
+
+def _config_problems(error: Exception) -> Iterator[str]:
+    if not isinstance(error, ValidationError):
+        yield str(error)
+        return
+    for detail in error.errors():
+        where = ".".join(str(part) for part in detail["loc"])
+        yield f"`{where}`: {detail['msg']}" if where else detail["msg"]
+
+
+def _scopes(node: Any, where: str = "") -> Iterator[Scope]:
+    """Yield every place of a recipe that holds parameters."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("parameters"), Mapping):
+            yield Scope(f"{where}.parameters" if where else "parameters", node["parameters"], "model" in node)
+        for key, item in node.items():
+            if key != "parameters":
+                yield from _scopes(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _scopes(item, f"{where}[{index}]")
+
+
+def _parameter_problems(method: MergeMethod, scope: Scope) -> Iterator[str]:
+    known = {parameter.name: parameter for parameter in method.spec.parameters}
+    for name, setting in scope.parameters.items():
+        place = f"{scope.where}.{name}"
+        if name not in known:
+            yield f"unknown parameter `{place}` for {method.spec.name}{did_you_mean(name, list(known))}"
+        elif scope.of_model and known[name].scope is ParameterScope.SHARED:
+            yield f"`{place}` is ignored there: `{name}` is shared by all models, move it to the top-level `parameters`"
+        else:
+            yield from _value_problems(place, setting, known[name].validate)
+
+
+def _value_problems(place: str, setting: Any, validate: Any) -> Iterator[str]:
+    if isinstance(setting, Mapping):
+        yield from _value_problems(place, setting.get("value"), validate)
+    elif isinstance(setting, list) and any(isinstance(item, Mapping) for item in setting):
+        for index, item in enumerate(setting):
+            yield from _value_problems(f"{place}[{index}]", item, validate)
+    elif setting is not None:
+        try:
+            for t in (0, 0.5, 1):  # a gradient is validated where it is interpolated
+                evaluate_setting("", setting, t, validate=validate)
+        except ValidationError as error:
+            yield from (f"`{place}`: {detail['msg'].removeprefix('Value error, ')}" for detail in error.errors())
+
+
+def _input_problems(method: MergeMethod, config: MergeConfiguration) -> Iterator[str]:
+    """Yield what is wrong with the number of models, the base model or a parameter that is nowhere given."""
+    for inputs in _inputs(config):
+        ids = [entry.model for entry in inputs.entries]
+        try:
+            method.validate_inputs(ids, inputs.base, group_name=f"`{inputs.where}`")
+        except ValueError as error:
+            yield str(error)
+        for parameter in method.spec.parameters:
+            if not parameter.required or parameter.name in inputs.shared:
+                continue
+            if parameter.scope is ParameterScope.SHARED:
+                yield f"{method.spec.name} needs `{parameter.name}`; give it in the top-level `parameters`"
+                continue
+            exempt = inputs.base if parameter.scope is ParameterScope.NON_BASE else None
+            lacking = [e.model for e in inputs.entries if parameter.name not in (e.parameters or {})]
+            for model in [model for model in lacking if model != exempt][:1]:
+                needs = f"{method.spec.name} needs `{parameter.name}` for every model"
+                yield f"{needs}; `{inputs.where}` lacks it for {model}"
+
+
+def _inputs(config: MergeConfiguration) -> Iterator[Inputs]:
+    """Yield each list of models that is merged together; mergekit adds the base model to lists that lack it."""
+    outputs = {"": config, **{f"modules.{name}.": module for name, module in (config.modules or {}).items()}}
+    for prefix, output in outputs.items():
+        shared = frozenset(config.parameters or ()) | frozenset(output.parameters or ())
+        if output.models:
+            lacks_base = config.base_model and config.base_model not in [entry.model for entry in output.models]
+            added = [InputModelDefinition(model=config.base_model)] if lacks_base and config.base_model else []
+            yield Inputs(f"{prefix}models", config.base_model, [*output.models, *added], shared)
+        for index, piece in enumerate(output.slices or []):
+            base = piece.base_model or config.base_model
+            yield Inputs(
+                f"{prefix}slices[{index}].sources", base, piece.sources, shared | frozenset(piece.parameters or ())
+            )
+
+
+def _selection_problems(config: MergeConfiguration, scopes: list[Scope]) -> Iterator[str]:
+    """Yield what the kernel would refuse, for settings that are plain values."""
+    settings = {name: value for scope in scopes if not scope.of_model for name, value in scope.parameters.items()}
+    default = "full" if config.merge_method == "parameter_selection_resample" else 0
+    resample = settings.get("resample", default)
+    if resample and any(inputs.base is None for inputs in _inputs(config)):
+        yield f"`resample: {resample}` needs `base_model`; name the model that the sub-models were fine-tuned from"
+    if resample and settings.get("granularity", "element") in ("row", "tensor"):
+        yield "`resample` goes with `granularity: element` only; set `resample: 0` to select whole rows or tensors"
+    for where, base, entries, _ in _inputs(config):
+        weights = [(e.parameters or {}).get("weight", settings.get("weight", 1)) for e in entries if e.model != base]
+        plain = [w for w in weights if not isinstance(w, (list, ConditionalParameter))]
+        if len(plain) == len(weights) and not any(float(weight) for weight in plain):
+            yield f"`weight` is 0 for every model of `{where}`; give at least one a positive weight"
+
+
+def _incomplete(model: ModelReference) -> Iterator[str]:
+    for part, file in ((model.model, "config.json"), (model.lora, "adapter_config.json")):
+        if part is None:
+            continue
+        folder = Path(part.path).expanduser()
+        if folder.is_dir() and not (folder / file).exists():
+            adapter = part is model.model and (folder / "adapter_config.json").exists()
+            hint = f", only an adapter; write BASE_MODEL+{part.path}" if adapter else ""
+            yield f"model {part.path}: the folder holds no {file}{hint}"
+        elif problem := _no_folder(part):
+            yield problem
+
+
+def _no_folder(part: ModelPath) -> str | None:
+    folder = Path(part.path).expanduser()
+    local = folder.exists() or part.path.startswith(("/", ".", "~")) or part.path.count("/") > 1
+    return f"model {part.path}: no such folder (looked in {Path.cwd()})" if local and not folder.is_dir() else None
+
+
+def _tokenizers(config: MergeConfiguration) -> Iterator[ModelReference]:
+    """Yield the models that only the tokenizer settings name."""
+    settings = config.tokenizer
+    sources: list[object] = [config.tokenizer_source, settings.source if settings else None]
+    for token in ((settings.tokens if settings else None) or {}).values():
+        sources.append(token.source.model if isinstance(token.source, ModelTokenEmbedding) else token.source)
+    yield from (s for s in sources if isinstance(s, ModelReference) and s not in config.referenced_models())

@@ -1,0 +1,122 @@
+"""Commands that make sub-models and merges: `run`, `train`, `orders`, `merge`, `check`."""
+
+from pathlib import Path
+
+import click
+
+from ordermerge.cli.options import RUNS_DIR, user_errors
+from ordermerge.stages import STAGES
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check everything that can be checked, print the plan, and stop.")
+@click.option(
+    "--force",
+    type=click.Choice(STAGES),
+    help="Redo this stage and those after it, even if they are done.",
+)
+@RUNS_DIR
+@user_errors
+def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> None:
+    """Train, merge, evaluate and report, as the EXPERIMENT file says.
+
+    Run it again to go on after an interruption: what is done is not done twice.
+    """
+    from ordermerge.commands.run import run_experiment
+
+    run_experiment(experiment, runs_dir, force=force, dry_run=dry_run)
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--order", type=click.IntRange(min=0), help="Train only this order (0 to K-1), as in a Slurm array.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="One order after another here, or all of them on a Ray cluster: $RAY_ADDRESS, or this machine.",
+)
+@click.option("--cpus-per-order", type=click.IntRange(min=1), help="With ray: CPUs, and threads, of each order. [1]")
+@click.option(
+    "--gpus-per-order", type=click.FloatRange(0, 1), help="With ray: GPUs of each order. [1 if there are any]"
+)
+@RUNS_DIR
+@user_errors
+def train(
+    experiment: Path,
+    order: int | None,
+    executor: str,
+    cpus_per_order: int | None,
+    gpus_per_order: float | None,
+    runs_dir: Path,
+) -> None:
+    """Fine-tune the base model once for each order of the data."""
+    if executor == "local" and (cpus_per_order, gpus_per_order) != (None, None):
+        raise click.UsageError("--cpus-per-order and --gpus-per-order go with --executor ray")
+    from ordermerge.commands.run import train_experiment
+    from ordermerge.train.distributed import rank
+    from ordermerge.train.ray_executor import Resources
+
+    on_ray = Resources(cpus_per_order or 1, gpus_per_order) if executor == "ray" else None
+    directories = train_experiment(experiment, runs_dir, only=order, on_ray=on_ray)
+    for directory in directories if rank() == 0 else []:
+        click.echo(directory)
+
+
+@click.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many processes will train one order; the strategy `batch` depends on it.",
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers to this file too.")
+@user_errors
+def orders(experiment: Path, processes: int, json_file: Path | None) -> None:
+    """Show the orders that training will use, and how balanced they are, without training.
+
+    The data is loaded and tokenised as training does it, as that decides which samples are left; no model is loaded.
+    """
+    from ordermerge.commands.orders import show_orders
+
+    show_orders(experiment, processes=processes, json_file=json_file)
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+    options_metavar="",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE OUT [mergekit-yaml's options]")
+@user_errors
+def merge(arguments: tuple[str, ...]) -> None:
+    """Merge models with mergekit, with the recipe checked first. Takes mergekit-yaml's options."""
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.run_yaml import main as mergekit_yaml
+
+    from ordermerge.commands.merging import merge as merge_recipe
+
+    try:
+        context = mergekit_yaml.make_context("ordermerge merge", list(arguments))
+    except ValueError as error:  # mergekit's parser of sizes
+        raise click.UsageError(f"--out-shard-size must be a number such as 5B, 200M or 10k; got {error}") from error
+    recipe, out = Path(context.params.pop("config_file")), Path(context.params.pop("out_path"))
+    options = MergeOptions(**context.params)
+    options.apply_global_options()
+    merge_recipe(recipe, out, options)
+    click.echo(f"merged {recipe} into {out}", err=True)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@user_errors
+def check(file: Path) -> None:
+    """Check a mergekit recipe or an experiment FILE; report all problems at once."""
+    from ordermerge.commands.run import check_file
+
+    kind = check_file(file)
+    click.echo(f"{file}: the {kind} is well-formed")

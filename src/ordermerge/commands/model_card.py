@@ -1,0 +1,128 @@
+"""Model cards of merges: the draw of our methods, and the scores as the hub shows them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import registered_methods
+
+from ordermerge.config.schema import Experiment
+from ordermerge.eval.scoring.saved import SavedScores, load_scores
+from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
+from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
+from ordermerge.run_directory import open_run
+
+CARD = "README.md"
+_RESULTS = "<!-- results: rewritten by `ordermerge card` -->"
+_LOADERS = ("json", "csv", "parquet", "text")  # `dataset_path`s that name a file format, not a dataset
+
+
+def complete_card(merged: Path, config: MergeConfiguration) -> None:
+    """Add to mergekit's model card how the values were drawn, if one of our methods drew them.
+
+    Args:
+        merged: The merged model.
+        config: What it was merged by.
+    """
+    file = merged / CARD
+    method = next(method for method in registered_methods() if method.spec.name == config.merge_method)
+    if method.spec.name not in NAMES or not file.exists():
+        return
+    settings = {p.name: _setting(config, p.name, p.default) for p in method.spec.shared_parameters}
+    lines = [
+        "### Draw",
+        "",
+        f"Every value is, bit for bit, that of one of the sub-models: {method.spec.pretty_name}, from Ju et al., "
+        f"[Mitigating Training Imbalance in LLM Fine-Tuning via Selective Parameter Merging]({PAPER}), EMNLP 2024.",
+        "",
+        *(f"- `{name}`: {value}" for name, value in settings.items()),
+    ]
+    if config.models:
+        entries = [entry for entry in config.models if entry.model != config.base_model]
+        weights = [(entry.parameters or {}).get("weight", _setting(config, "weight", 1)) for entry in entries]
+        lines += [f"- sub-models: {len(entries)}", f"- `weight`: {', '.join(map(_plain, weights))}"]
+    card = ModelCard.load(file)
+    card.text = f"{card.text.rstrip()}\n\n" + "\n".join(lines) + "\n"
+    card.data.tags = [*(card.data.tags or []), "ordermerge"]
+    card.save(file)
+
+
+def write_cards(run_directory: Path) -> list[Path]:
+    """Put the scores of a run's merged models into their model cards.
+
+    Args:
+        run_directory: The run directory.
+
+    Returns:
+        The cards that were written.
+
+    Raises:
+        UserError: If the directory holds no run, or scores are damaged.
+    """
+    experiment = open_run(run_directory)
+    tasks = experiment.evaluation.tasks if experiment.evaluation else []
+    cards = []
+    for name in experiment.merges:
+        merged, saved = run_directory / "merges" / name, load_scores(run_directory / "eval" / name, tasks)
+        if saved.rows and (merged / CARD).exists():
+            add_results(merged, saved, experiment)
+            cards.append(merged / CARD)
+    return cards
+
+
+def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> None:
+    """Put a merged model's scores into its card: a table, and the `model-index` that the hub shows.
+
+    Scores of a part of a task (`limit`) are shown in the table, with their mark, and left out of the `model-index`,
+    which has no place for it. Base model and training data are named where they are on the hub.
+
+    Args:
+        merged: The merged model, which has a card.
+        saved: Its scores.
+        experiment: The experiment it belongs to.
+    """
+    file = merged / CARD
+    card = ModelCard.load(file)
+    text = card.text.split(_RESULTS)[0].rstrip()
+    card.text = f"{text}\n\n{_RESULTS}\n### Results\n\n{markdown_table(saved.rows)}"
+    whole = [row for row in saved.rows if row.limit is None]
+    card.data.model_name = merged.name
+    card.data.eval_results = [_eval_result(row, saved.results[row.task]) for row in whole] or None
+    on_hub = experiment.locate(experiment.model.path) is None
+    card.data.base_model = experiment.model.path if on_hub else card.data.base_model or None
+    if experiment.locate(experiment.data.train) is None:
+        card.data.datasets = [experiment.data.train]
+    card.save(file)
+
+
+def _setting(config: MergeConfiguration, name: str, default: Any) -> str:
+    return _plain((config.parameters or {}).get(name, default))
+
+
+def _plain(value: Any) -> str:
+    """Write a setting as in a recipe: a value, a gradient, or filters."""
+    return (
+        value if isinstance(value, str) else json.dumps(value, default=lambda part: part.model_dump(exclude_none=True))
+    )
+
+
+def _eval_result(row: Row, file: Path) -> EvalResult:
+    task = json.loads(file.read_text(encoding="utf-8")).get("configs", {}).get(row.task, {})
+    dataset = task.get("dataset_path")
+    on_hub = isinstance(dataset, str) and dataset not in _LOADERS and not Path(dataset).exists()
+    noted = {"stderr": row.stderr, "documents": row.n, "num_fewshot": task.get("num_fewshot")}
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=dataset if on_hub else row.task,
+        dataset_name=row.task,
+        dataset_config=task.get("dataset_name") if on_hub else None,
+        dataset_split=task.get("test_split") or task.get("validation_split"),
+        metric_type=row.metric,
+        metric_name=row.metric if row.filter == NO_FILTER else f"{row.metric} ({row.filter})",
+        metric_value=row.value,
+        metric_args={name: value for name, value in noted.items() if value is not None},
+        source_name="lm-evaluation-harness",
+        source_url="https://github.com/EleutherAI/lm-evaluation-harness",
+    )

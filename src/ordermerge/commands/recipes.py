@@ -1,0 +1,88 @@
+"""Complete mergekit recipes from an experiment's merges, each runnable by the stock command on its own."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mergekit.config import ConfigYamlDumper
+from mergekit.merge_methods import registered_methods
+from mergekit.merge_methods.base import BasePolicy
+
+from ordermerge.config.schema import Experiment
+from ordermerge.errors import UserError
+from ordermerge.files import write_text
+
+# mergekit draws for these methods from the global generator, which only this option fixes.
+_GLOBAL_DRAW = ("dare_", "della")
+RANDOM_SEED = 0
+
+
+def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> dict[str, Any]:
+    """Return the mergekit recipe of one of an experiment's merges.
+
+    The sub-models are filled in, in order, and what the experiment leaves out: the dtype, and the base model for the
+    methods that need it or, with `resample`, compare with it. (mergekit would average a base model that it is given
+    and does not need.)
+
+    Args:
+        experiment: The experiment.
+        run_directory: Where its sub-models are, or will be; absolute.
+        name: The merge.
+    """
+    given = dict(experiment.merges[name])
+    recipe: dict[str, Any] = {"merge_method": given.pop("merge_method", None)}
+    policies = {method.spec.name: method.spec.contract.base for method in registered_methods()}
+    if "base_model" in given:
+        given_base = given.pop("base_model")
+        recipe["base_model"] = str(experiment.locate(str(given_base)) or given_base)
+    elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
+        recipe["base_model"] = experiment.model_reference()
+    directories = (run_directory / "orders" / str(order) for order in range(experiment.orders.count))
+    prefix = ""
+    if experiment.saves_adapters:
+        prefix = f"{experiment.model_reference()}+"
+        if "+" in f"{experiment.model_path()}{run_directory}":
+            raise UserError(
+                f"{run_directory if '+' in str(run_directory) else experiment.model_path()} has a + in its name, where "
+                "mergekit splits model and adapter; rename it, or set `lora.save_as: dense`"
+            )
+    recipe["models"] = [{"model": f"{prefix}{directory}"} for directory in directories]
+    return {**recipe, "dtype": experiment.model.dtype, **given}
+
+
+def merge_options(experiment: Experiment, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return mergekit's options that a recipe needs to give the same model twice.
+
+    Args:
+        experiment: The experiment.
+        recipe: One of its recipes.
+
+    Returns:
+        Among `random_seed`, and `lora_merge_dtype`: adapters are added to the base model in the dtype they were
+        trained on, whatever its files are stored in.
+    """
+    options: dict[str, Any] = {}
+    if str(recipe["merge_method"]).startswith(_GLOBAL_DRAW):
+        options["random_seed"] = RANDOM_SEED
+    if experiment.saves_adapters:
+        options["lora_merge_dtype"] = experiment.model.dtype
+    return options
+
+
+def write_recipe(recipe: dict[str, Any], path: Path, out: Path, options: dict[str, Any]) -> None:
+    """Write a recipe with a header that gives the exact stock command.
+
+    Args:
+        recipe: The recipe.
+        path: File to write.
+        out: Where the command is to write the model.
+        options: mergekit's options (see `merge_options`).
+    """
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    command = shlex.join(["mergekit-yaml", str(path), str(out), *(part for pair in pairs for part in pair)])
+    if "lora_merge_dtype" in options:  # a fresh cache, as mergekit trusts an old one
+        command += ' --lora-merge-cache "$(mktemp -d)"'
+    # The order of the keys is the order to be read in: what, inputs, parameters.
+    body = yaml.dump(recipe, Dumper=ConfigYamlDumper, sort_keys=False)
+    write_text(path, f"# {command}\n{body}")

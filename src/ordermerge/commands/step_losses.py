@@ -1,0 +1,126 @@
+"""`ordermerge losses --steps`: validation loss of sub-models, and of their merges, along the training steps.
+
+A merge of the sub-models as they were after a step is made in a temporary folder, measured and removed, one at a time.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from mergekit.options import MergeOptions
+
+from ordermerge.commands.losses import data_fingerprint, load_splits
+from ordermerge.commands.measure import Machine, Split, measure
+from ordermerge.commands.merging import merge
+from ordermerge.commands.recipes import complete_recipe, merge_options, write_recipe
+from ordermerge.config.schema import Experiment
+from ordermerge.errors import UserError
+from ordermerge.files import fingerprint, write_json
+from ordermerge.models import identity
+from ordermerge.provenance import record
+from ordermerge.run_directory import open_run, steps_file
+
+_STEP = re.compile(r"step-(\d+)")
+
+
+def take_step_losses(run: Path, machine: Machine) -> list[Path]:
+    """Measure sub-models and merges after each step that all orders have a checkpoint of, and at the end.
+
+    What is done is not done twice.
+
+    Args:
+        run: The run directory.
+        machine: Where and how.
+
+    Returns:
+        The files, one a step.
+
+    Raises:
+        UserError: If there is no validation data or no such checkpoint, and as `take_losses` does.
+    """
+    experiment = open_run(run)
+    stages = _checkpoints(run.resolve(), experiment.orders.count)
+    if not stages:
+        raise UserError(
+            f"{run}: there is no step that all orders have a checkpoint of (orders/K/checkpoints/step-N); train with "
+            "`checkpoints: {every: ...}` in the experiment"
+        )
+    splits = [split for split in load_splits(run, experiment) if split.name == "validation"]
+    if not splits:
+        raise UserError(f"{run}: losses along the steps are validation losses, and there is no `data.validation`")
+    for step, models in stages.items():
+        inputs = {
+            "models": [identity(str(folder)) for folder in models],
+            "merges": experiment.merges,
+            "data": data_fingerprint(splits),
+        }
+        if _made_from(steps_file(run, step)) == fingerprint(inputs):
+            click.echo(f"step {step}: its losses are there, kept", err=True)
+            continue
+        losses = _measure_step(experiment, run.resolve(), models, splits, machine)
+        noted = {"fingerprint": fingerprint(inputs), **record(experiment.directory)}
+        write_json(steps_file(run, step), {"step": step, "losses": losses, **noted})
+        click.echo(f"step {step}: {', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())}", err=True)
+    return [steps_file(run, step) for step in stages]
+
+
+def _checkpoints(run: Path, count: int) -> dict[int, list[Path]]:
+    """Return the folders of the K models after each step that all have one of, and at the end."""
+    orders = [run / "orders" / str(order) for order in range(count)]
+    steps = [
+        {
+            int(match[1]): path
+            for path in (order / "checkpoints").glob("step-*")
+            if (match := _STEP.fullmatch(path.name))
+        }
+        for order in orders
+    ]
+    found = {step: [of[step] for of in steps] for step in sorted(set.intersection(*map(set, steps)))}
+    records = [order / "order" / "order.json" for order in orders]
+    if found and all(path.is_file() for path in records):
+        ends = {json.loads(path.read_text(encoding="utf-8")).get("steps") for path in records}
+        if len(ends) == 1 and None not in ends:
+            found[ends.pop()] = orders
+    return found
+
+
+def _measure_step(
+    experiment: Experiment, run: Path, models: Sequence[Path], splits: Sequence[Split], machine: Machine
+) -> dict[str, float]:
+    """Return the mean loss of each sub-model, and of each merge of them."""
+
+    def mean(name: str, path: Path) -> float:
+        (losses,), _ = measure(experiment, name, str(path), splits, machine)
+        return float(losses.nanmean())
+
+    found = {f"order_{order}": mean(f"order_{order}", path) for order, path in enumerate(models)}
+    for name in experiment.merges:
+        recipe = _of_these(complete_recipe(experiment, run, name), run, models)
+        with tempfile.TemporaryDirectory(prefix=".step-", dir=run) as folder:
+            path, out = Path(folder) / f"{name}.yml", Path(folder) / name
+            options = merge_options(experiment, recipe)
+            write_recipe(recipe, path, out, options)
+            merge(path, out, MergeOptions(quiet=True, **options))
+            found[name] = mean(name, out)
+    return found
+
+
+def _of_these(recipe: dict[str, Any], run: Path, models: Sequence[Path]) -> dict[str, Any]:
+    """Return a run's recipe with other folders in place of the sub-models'."""
+    own = [str(run / "orders" / str(order)) for order in range(len(models))]
+    entries = [
+        {**entry, "model": entry["model"].replace(folder, str(model))}
+        for entry, folder, model in zip(recipe["models"], own, models, strict=True)
+    ]
+    return {**recipe, "models": entries}
+
+
+def _made_from(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError):
+        return None

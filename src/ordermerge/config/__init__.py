@@ -1,0 +1,6 @@
+"""The experiment file.
+
+schema           its keys, types and defaults
+load             reads and checks it, one sentence a problem
+library_fields   sections whose keys are the fields of a library's own configuration class; unknown keys
+"""

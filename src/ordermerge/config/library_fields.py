@@ -1,0 +1,125 @@
+"""Sections whose keys are the fields of a library's configuration class, and keys that a schema does not know."""
+
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from ordermerge.errors import UserError, did_you_mean
+
+
+class Fields:
+    """The fields of a configuration dataclass as the keys of a section of the experiment.
+
+    Args:
+        section: The section's name, for messages.
+        config: The dataclass.
+        owner: The library it is from, for messages.
+        owned: Fields that cannot be set, and why.
+        refused: Fields that cannot be set to anything but their default, and why.
+        ours: Keys of the section that are no fields of the dataclass.
+    """
+
+    def __init__(
+        self,
+        section: str,
+        config: type,
+        owner: str,
+        owned: Mapping[str, str],
+        refused: Mapping[str, str],
+        ours: Sequence[str] = (),
+    ):
+        self._section, self._config, self._owner = section, config, owner
+        self._owned, self._refused, self._ours = owned, refused, ours
+
+    def check(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Return the values that have their field's type, as that type, and a sentence for each problem.
+
+        Args:
+            given: The section.
+        """
+        values, problems = {}, []
+        for name, value in given.items():
+            try:
+                values[name] = self.convert(name, value)
+            except UserError as error:
+                problems += error.problems
+        return values, [problem for name in given if (problem := self._refusal(name, given[name]))] + problems
+
+    def convert(self, name: str, value: Any) -> Any:
+        """Return a value as the type of its field: YAML reads `1e-3` as text, and such classes check no types.
+
+        Args:
+            name: The field; the value of an unknown one is returned as it is.
+            value: Its value as written.
+
+        Raises:
+            UserError: If the value cannot be one of that type.
+        """
+        hint = _hints(self._config).get(name, Any)
+        try:
+            return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise UserError(f"`{self._section}.{name}`: {message[0].lower()}{message[1:]}; got {value!r}") from None
+
+    def _refusal(self, name: str, value: Any) -> str | None:
+        known = {field.name: field.default for field in fields(self._config) if field.init}
+        where = f"`{self._section}.{name}`"
+        if name in self._owned or (name in self._refused and value != known.get(name, MISSING)):
+            why = self._owned.get(name) or self._refused[name]
+            return f"{where} cannot be set: {why}; got {value!r}, remove it"
+        if name in known or name in self._ours:
+            return None
+        # The whole list of some 150 would bury the problem.
+        suggestion = did_you_mean(name, [*known, *self._ours])
+        where = f"{where}: {self._owner}'s {self._config.__name__} has no such field"
+        if "did you mean" in suggestion:
+            return where + suggestion
+        return f"{where}; see {self._owner}'s documentation of {self._config.__name__}"
+
+
+def unknown_keys(annotation: Any, value: Any, where: str = "") -> Iterator[str]:
+    """Yield a problem for each key, at any depth, that the pydantic types of a schema do not know.
+
+    Args:
+        annotation: The type that the value is to have.
+        value: The value, as YAML gives it.
+        where: Its place, as the problem is to name it.
+    """
+    kinds = [annotation, *_flatten(annotation)]
+    if isinstance(value, Mapping):
+        sections = {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)}
+        if len(sections) == 1:
+            fields = sections.pop().model_fields
+            for key, item in value.items():
+                place = f"{where}.{key}" if where else str(key)
+                if key not in fields:
+                    yield f"unknown key `{place}`{did_you_mean(str(key), list(fields))}"
+                else:
+                    yield from unknown_keys(fields[key].annotation, item, place)
+        for kind in kinds:
+            if typing.get_origin(kind) is dict:
+                for key, item in value.items():
+                    yield from unknown_keys(typing.get_args(kind)[1], item, f"{where}.{key}")
+    elif isinstance(value, list):
+        items = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is list]
+        for index, item in enumerate(value):
+            for kind in items:
+                yield from unknown_keys(kind, item, f"{where}[{index}]")
+
+
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    return get_type_hints(config)
+
+
+def _flatten(annotation: Any) -> Iterator[Any]:
+    """Yield the alternatives of a union, at any depth of nested unions."""
+    if typing.get_origin(annotation) is typing.Union:
+        for part in typing.get_args(annotation):
+            yield part
+            yield from _flatten(part)

@@ -1,0 +1,114 @@
+"""Reads and checks the experiment file: all problems at once, one sentence each.
+
+The schema is pydantic's; unknown keys are refused, and all problems are reported together.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ordermerge.config.schema import (
+    MADE_WITH,
+    EvaluationSection,
+    Experiment,
+)
+from ordermerge.errors import UserError, did_you_mean
+from ordermerge.files import read_yaml
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and check an experiment file.
+
+    Args:
+        path: The YAML file; or the resolved one of a run directory, whose relative paths start where the original's do.
+
+    Returns:
+        The experiment, with defaults filled in.
+
+    Raises:
+        UserError: With every problem found: unreadable file, unknown keys, missing or wrong values.
+    """
+    content = read_yaml(path)
+    made_with = content.pop(MADE_WITH, None)
+    original = made_with.get("file") if isinstance(made_with, dict) else None
+    try:
+        return Experiment.model_validate({**content, "directory": Path(original or path.resolve()).parent})
+    except ValidationError as error:
+        raise UserError([_sentence(detail) for detail in error.errors()], where=path) from None
+
+
+def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
+    """Return an evaluation section made of single values, such as a command line's.
+
+    Args:
+        values: By key of the section; `model_args`, `gen_kwargs` and `metadata` may be text as for lm-eval's command,
+            `key=value,key=value` or a JSON object.
+
+    Raises:
+        UserError: With every problem found.
+    """
+    given = dict(values)
+    for key in ("model_args", "gen_kwargs", "metadata"):
+        if isinstance(text := given.get(key), str):
+            given[key] = read_pairs(key, text)
+    if str(given.get("batch_size")).isdigit():
+        given["batch_size"] = int(given["batch_size"])
+    try:
+        return EvaluationSection.model_validate(given)
+    except ValidationError as error:
+        raise UserError(_sentence(detail) for detail in error.errors()) from None
+
+
+def read_pairs(name: str, text: str) -> dict[str, Any]:
+    """Read `key=value,key=value`, where commas within brackets belong to a value, or a JSON object.
+
+    Args:
+        name: What the text is, for the message.
+        text: The text; values are numbers, booleans, lists or text.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    try:
+        if text.lstrip().startswith("{"):
+            return dict(yaml.safe_load(text))  # JSON is YAML
+        pairs = [pair.partition("=") for pair in re.split(r",(?![^\[{]*[\]}])", text)]
+        if bad := [key for key, equals, _ in pairs if not equals]:
+            raise UserError(f"{name}: must be key=value,key=value; got {bad[0]!r} in {text!r}")
+        return {key.strip(): _value(value) for key, _, value in pairs}
+    except yaml.YAMLError:
+        raise UserError(f"{name}: must be key=value,key=value or a JSON object; got {text!r}") from None
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """Turn one of pydantic's errors into a sentence that names the key, and the remedy where there is one."""
+    where = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained-"))
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key `{where}`{did_you_mean(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]))}"
+    if detail["type"] == "missing":
+        return f"key `{where}` is missing"
+    if detail["type"] == "value_error":
+        return f"`{where}` {detail['ctx']['error']}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"`{where}` must be a plain name (letters, digits, `.`, `_`, `-`); got {detail['input']!r}"
+    return f"`{where}`: {detail['msg'][0].lower()}{detail['msg'][1:]}; got {detail['input']!r}"
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """Return the keys the schema knows at a place of the file."""
+    fields = Experiment.model_fields
+    for part in location:
+        annotation = fields[str(part)].annotation
+        sections = [annotation, *getattr(annotation, "__args__", ())]
+        fields = next(s for s in sections if isinstance(s, type) and issubclass(s, BaseModel)).model_fields
+    return [name for name in fields if name != "directory"]
+
+
+def _value(text: str) -> Any:
+    # YAML 1.1 takes 1e-5 for text.
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)

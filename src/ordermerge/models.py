@@ -1,0 +1,205 @@
+"""A model by folder or hub id: its name in tables, what identifies it, whether it is there and whole."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ordermerge.errors import UserError
+from ordermerge.files import fingerprint_file
+
+HF_BACKENDS = ("hf", "hf-auto", "huggingface")
+FOLDER_BACKENDS = (*HF_BACKENDS, "vllm")
+ADAPTER_ARGS = {**dict.fromkeys(HF_BACKENDS, "peft"), "vllm": "lora_local_path"}
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # with a revision, as mergekit writes it
+NOT_LOADED = (".md", ".log", ".yml")
+MERGE_MARKER = "ordermerge.json"  # holds the time that a merge took: the same merge, made again, is the same model
+
+
+def model_names(models: Sequence[str]) -> dict[str, str]:
+    """Name models by the last part of their path or hub id, with as many parts before it as tell them apart.
+
+    Args:
+        models: Folders or hub ids.
+
+    Returns:
+        Name of each model, and the model as given.
+
+    Raises:
+        UserError: If a model is listed twice.
+    """
+    parts = {model: _parts(model) for model in models}
+    twice = sorted({model for model in models if [_parts(m) for m in models].count(parts[model]) > 1})
+    if twice:
+        raise UserError(f"models: {', '.join(twice)} listed more than once; list each model once")
+    names: dict[str, str] = {}
+    for model, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        lengths = (n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        name = "-".join(own[-next(lengths, len(own)) :])
+        while name in names:  # "a-b" and "a/b"
+            name += "_"
+        names[name] = model
+    return names
+
+
+def local_folder(model: str) -> Path | None:
+    """Return the absolute folder of a local model, None of a hub id.
+
+    Args:
+        model: Folder or hub id.
+    """
+    path = Path(os.path.abspath(Path(model).expanduser()))
+    return path if path.is_dir() else None
+
+
+def hub_revision(model: str) -> tuple[str, str | None]:
+    """Return what to load and its revision, of "org/model@revision"; a local folder has none, whatever its name.
+
+    Args:
+        model: Folder or hub id.
+    """
+    if local_folder(model):
+        return model, None
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+def identity(model: str) -> dict[str, Any]:
+    """Return what tells this model from another: the content of its folder's files, or its hub id.
+
+    Files in sub-folders (checkpoints, order records) are not part of what is loaded, and do not count.
+
+    Args:
+        model: Folder or hub id.
+    """
+    folder = local_folder(model)
+    if folder is None:
+        return {"hub_id": model}
+    files = (p for p in sorted(folder.iterdir()) if p.is_file() and _is_loaded(p))
+    content: dict[str, Any] = {p.name: fingerprint_file(p) for p in files}
+    adapter = _adapter_config(folder)
+    return {**content, "base_model": identity(adapter["base_model_name_or_path"])} if adapter else content
+
+
+def _is_loaded(file: Path) -> bool:
+    return file.suffix not in NOT_LOADED and file.name != MERGE_MARKER and not file.name.startswith(".")
+
+
+def loading_args(model: str, backend: str) -> dict[str, str]:
+    """Return lm-eval's model arguments that say what to load: a whole model, or an adapter and its base model.
+
+    Args:
+        model: Folder or hub id.
+        backend: lm-eval's model backend.
+    """
+    # An absolute path: lm-eval asks the hub for the commit of anything that may be a hub id, as "runs/x" may.
+    folder = local_folder(model)
+    adapter = _adapter_config(folder) if folder and backend in ADAPTER_ARGS else None
+    if folder is None:
+        name, revision = hub_revision(model)
+        return {"pretrained": name, **({"revision": revision} if revision else {})}
+    if adapter is None:
+        return {"pretrained": str(folder)}
+    arguments = {"pretrained": adapter["base_model_name_or_path"], ADAPTER_ARGS[backend]: str(folder)}
+    if adapter.get("revision"):
+        arguments["revision"] = adapter["revision"]
+    if (folder / "tokenizer_config.json").is_file():
+        arguments["tokenizer"] = str(folder)
+    return arguments
+
+
+def model_problem(model: str, backend: str) -> str | None:
+    """Return one sentence on why a model cannot be loaded, None if nothing speaks against it.
+
+    Args:
+        model: Folder or hub id.
+        backend: lm-eval's model backend; only those that load Hugging Face folders are looked into.
+    """
+    if backend not in FOLDER_BACKENDS:
+        return None
+    folder = local_folder(model)
+    if folder is None:
+        return _absence(model)
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return _adapter_problem(folder, backend)
+        return f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        return f"{folder} is incomplete: it has a config.json but no weights (*.safetensors); copy or save it again"
+    missing = _missing_shards(folder)
+    if missing:
+        return f"{folder} is incomplete: {', '.join(missing)} missing, which its index names; copy or save it again"
+    return None
+
+
+def _adapter_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration of a folder that holds an adapter and no whole model, None of any other."""
+    file = folder / "adapter_config.json"
+    if (folder / "config.json").is_file() or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); copy or save the adapter again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
+        raise UserError(f"{file} names no base model; set `base_model_name_or_path` in it")
+    return config
+
+
+def _adapter_problem(folder: Path, backend: str) -> str | None:
+    """Return why an adapter cannot be loaded with its base model, None if nothing speaks against it."""
+    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        return f"{folder} is incomplete: it has an adapter_config.json but no adapter_model.safetensors; copy it again"
+    try:
+        config = _adapter_config(folder)
+    except UserError as error:
+        return str(error)
+    problem = model_problem(config["base_model_name_or_path"], backend) if config else None
+    return f"{folder} is an adapter whose base model cannot be loaded: {problem}" if problem else None
+
+
+def missing_package(backend: str) -> str | None:
+    """Return one sentence if a backend's package is not installed, None if it is.
+
+    Args:
+        backend: One of lm-eval's model backends.
+    """
+    if backend in HF_BACKENDS:
+        return None  # they need nothing that is not here already, and take seconds to import
+    from lm_eval.api.registry import get_model
+
+    try:
+        get_model(backend)
+    except ImportError as error:
+        wanted = "ordermerge[vllm]" if error.name == "vllm" else error.name
+        return f"model: the backend {backend!r} needs a package that is not installed ({error}); pip install '{wanted}'"
+    return None
+
+
+def _parts(model: str) -> tuple[str, ...]:
+    folder = local_folder(model)
+    return folder.parts[1:] or ("root",) if folder else tuple(part for part in model.split("/") if part)
+
+
+def _absence(model: str) -> str | None:
+    path = Path(model).expanduser()
+    if path.exists():
+        return f"{path} is a file; a model is a folder with config.json and weights, or a hub id"
+    if not HUB_ID.fullmatch(model) or model.startswith(".") or ("/" in model and path.parent.is_dir()):
+        return f"{path}: no such model folder (looked in {Path(os.path.abspath(path)).parent})"
+    return None
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    missing: set[str] = set()
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError):
+            continue
+        missing.update(shard for shard in shards if not (folder / shard).is_file())
+    return sorted(missing)

@@ -1,0 +1,140 @@
+"""The run directory: its files' names, and their readers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ordermerge.config.load import load_experiment
+from ordermerge.config.schema import Experiment
+from ordermerge.errors import UserError
+from ordermerge.files import fingerprint_file
+from ordermerge.models import MERGE_MARKER
+
+PERMUTATIONS = "order/permutations.safetensors"
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class OrderPositions:
+    """One order.
+
+    Attributes:
+        sample_ids: int64 of shape [n]: the rows of the data as loaded.
+        positions: int64 of shape [epochs, n]: when each was visited, 0 (first) to n - 1.
+        batch: Samples of one optimizer step; 1 where that is not recorded.
+        data: Fingerprint of the training data, None where that is not recorded.
+    """
+
+    sample_ids: torch.Tensor
+    positions: torch.Tensor
+    batch: int
+    data: str | None
+
+
+def open_run(run: Path) -> Experiment:
+    """Return the experiment that a run directory was made from.
+
+    Args:
+        run: The run directory.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not (run / "experiment.yml").is_file():
+        raise UserError(
+            f"{run}: no run directory: it has no experiment.yml (looked in {run.resolve()}); give the folder that "
+            "`ordermerge run` or `ordermerge train` made, such as runs/NAME"
+        )
+    return load_experiment(run / "experiment.yml")
+
+
+def read_positions(run: Path, count: int) -> tuple[dict[int, OrderPositions], list[str]]:
+    """Read the orders of a run's sub-models.
+
+    Args:
+        run: The run directory.
+        count: K, the number of orders.
+
+    Returns:
+        The orders that could be read, by number; and a sentence on each that could not.
+    """
+    found, problems = {}, []
+    for order in range(count):
+        try:
+            found[order] = _read_order(run / "orders" / str(order))
+        except UserError as error:
+            problems += error.problems
+    return found, problems
+
+
+def losses_file(run: Path, model: str) -> Path:
+    """Return where the losses of a model are.
+
+    Args:
+        run: The run directory.
+        model: The model's name: "base", "order_0", or a merge's.
+    """
+    return run / "imbalance" / "losses" / f"{model}.parquet"
+
+
+def model_marker(path: str) -> str | None:
+    """Return the fingerprint of the marker of a model that a run made: another, if it was made again.
+
+    Args:
+        path: The model.
+    """
+    markers = (Path(path) / name for name in ("order/order.json", MERGE_MARKER))
+    return next((fingerprint_file(marker) for marker in markers if marker.is_file()), None)
+
+
+def steps_file(run: Path, step: int) -> Path:
+    """Return where the losses after a step are.
+
+    Args:
+        run: The run directory.
+        step: The step.
+    """
+    return run / "imbalance" / "steps" / f"{step}.json"
+
+
+def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
+    """Return name and place of every model of an experiment: base, sub-models, merges.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Its run directory.
+    """
+    orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
+    merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
+    return {BASE: experiment.model_reference(), **orders, **merges}
+
+
+def _read_order(folder: Path) -> OrderPositions:
+    path = folder / PERMUTATIONS
+    try:
+        tensors = load_file(path)
+        ids, permutations = tensors["sample_ids"], tensors["permutations"]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, so nothing says when this sub-model met which sample") from None
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"{path}: cannot be read as an order ({error}); it needs `permutations`, `sample_ids`"
+        ) from None
+    everyone = torch.arange(len(ids)).expand_as(permutations)
+    if permutations.ndim != 2 or not torch.equal(permutations.sort(dim=1).values, everyone):
+        raise UserError(f"{path}: `permutations` must hold, in each line, each number from 0 to {len(ids) - 1} once")
+    record = _read_record(folder / "order" / "order.json")
+    return OrderPositions(
+        ids, permutations.argsort(dim=1), record.get("batch_size") or 1, record.get("dataset_fingerprint")
+    )
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # an order of someone else's has none
+        return {}

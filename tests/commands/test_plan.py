@@ -1,0 +1,61 @@
+"""What an experiment's evaluation section stands for: its files are found from the experiment file."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mergekit.common import ModelReference
+
+from ordermerge.commands.plan import check_experiment, evaluation_settings
+from ordermerge.commands.recipes import complete_recipe
+from ordermerge.config.schema import Experiment, ModelSection
+from ordermerge.run_directory import model_paths
+
+
+def experiment(directory: Path, **evaluation: object) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "tiny",
+            "model": {"path": "org/base"},
+            "data": {"train": "org/data", "prompt": "{a}", "completion": "{b}"},
+            "orders": {"count": 2},
+            "evaluation": {"tasks": ["ordermerge_text"], **evaluation},
+            "directory": directory,
+        }
+    )
+
+
+def test_evaluation_settings_find_files_beside_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    (home / "tasks").mkdir(parents=True)
+    (home / "a.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    given = {"test": ["a.txt", "b.txt"], "train": "a.txt"}
+    settings = evaluation_settings(experiment(home, include_path="tasks", metadata={"data_files": given, "x": 1}))
+    found = str(home / "a.txt")
+    assert settings.include_path == str(home / "tasks")
+    assert settings.metadata == {"data_files": {"test": [found, "b.txt"], "train": found}, "x": 1}
+
+
+def test_check_experiment_finds_missing_evaluation_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}))
+    monkeypatch.chdir(tmp_path)
+    assert check_experiment(experiment(tmp_path, metadata={"data_files": "a.jsonl"})) == []
+    (problem,) = check_experiment(experiment(tmp_path, metadata={"data_files": "b.jsonl"}))
+    assert problem.startswith("evaluation: task 'ordermerge_text': no such data file: b.jsonl (looked in ")
+
+
+def test_base_models_revision_is_the_one_merged_and_scored(tmp_path: Path) -> None:
+    pinned = experiment(tmp_path).model_copy(
+        update={
+            "model": ModelSection(path="org/base", revision="v1"),
+            "merges": {"resampled": {"merge_method": "parameter_selection_resample"}},
+        }
+    )
+    assert model_paths(pinned, tmp_path)["base"] == "org/base@v1"
+    assert complete_recipe(pinned, tmp_path, "resampled")["base_model"] == "org/base@v1"
+    adapters = pinned.model_copy(update={"lora": {"r": 4}})
+    (first, _) = complete_recipe(adapters, tmp_path, "resampled")["models"]
+    assert ModelReference.parse(first["model"]).model.revision == "v1"
+    (tmp_path / "org" / "base").mkdir(parents=True)
+    assert model_paths(pinned, tmp_path)["base"] == str(tmp_path / "org" / "base")

@@ -1,0 +1,193 @@
+"""The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from ordermerge.config.schema import Experiment
+from ordermerge.errors import UserError
+from ordermerge.files import fingerprint_path
+from ordermerge.train.lora import make_dense
+from ordermerge.train.sft_config import TRAINING_SEED
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A freshly loaded base model, and its configuration before a trainer changed it.
+
+    Attributes:
+        model: The model, to be trained.
+        config: Its configuration.
+        generation_config: Its generation configuration, if it can generate.
+    """
+
+    model: PreTrainedModel
+    config: PreTrainedConfig
+    generation_config: GenerationConfig | None
+
+
+def base_inputs(experiment: Experiment) -> dict[str, Any]:
+    """Return what identifies the base model: the `model` section, and the content of a local folder.
+
+    Args:
+        experiment: The experiment.
+    """
+    found = experiment.locate(experiment.model.path)
+    return {**experiment.model.model_dump(), "fingerprint": fingerprint_path(found) if found else None}
+
+
+def load_model(experiment: Experiment) -> BaseModel:
+    """Load the base model; parameters that its checkpoint lacks get the same values at each call.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    set_seed(TRAINING_SEED)
+    section = experiment.model
+    options = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
+    options |= experiment.sft.get("model_init_kwargs") or {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            experiment.model_path(), dtype=section.dtype, revision=section.revision, **options
+        )
+        generation_config = getattr(model, "generation_config", None)
+        if generation_config is not None:
+            generation_config.validate(strict=True)  # else saving it would fail, when all the training is done
+    except (OSError, ValueError) as error:
+        raise UserError(_unloadable(experiment, "model", error)) from error
+    return BaseModel(model, copy.deepcopy(model.config), copy.deepcopy(generation_config))
+
+
+def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        UserError: If it cannot be loaded, or lacks the end token or the chat template that the data needs.
+    """
+    path = experiment.model_path()
+    trust = experiment.sft.get("trust_remote_code", False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=experiment.model.revision, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise UserError(_unloadable(experiment, "tokenizer", error)) from error
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"the tokenizer of {path} has no end-of-sequence token, so no answer could end; "
+            "set `eos_token` in its tokenizer_config.json"
+        )
+    if experiment.data.messages is not None and tokenizer.chat_template is None:
+        raise UserError(
+            f"the tokenizer of {path} has no chat template, which `data.messages` needs; "
+            "add a chat_template.jinja beside it, or use `prompt` and `completion`"
+        )
+    return tokenizer
+
+
+def save_submodel(trainer: Trainer, base: BaseModel, experiment: Experiment, directory: Path) -> None:
+    """Write a plain checkpoint, or an adapter: the trained weights, everything else as in the base model.
+
+    All processes must call it; the main one writes. The trainer can go on training afterwards.
+
+    Args:
+        trainer: The trainer whose model is trained.
+        base: What it started from.
+        experiment: The experiment, for the base model's tokenizer and for what to save.
+        directory: The folder to fill.
+
+    Raises:
+        UserError: If training has made a weight infinite or not a number.
+    """
+    _require_finite(cast(torch.nn.Module, trainer.model))
+    tokenizer = load_tokenizer(experiment)
+    for key in ("is_local", "local_files_only"):  # how it was loaded, which would be saved as if it were its own
+        tokenizer.init_kwargs.pop(key, None)
+    with _as_given(trainer, base, tokenizer):
+        _save_weights(trainer, experiment, directory)
+    if not trainer.args.should_save:
+        return
+    (directory / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that names local paths
+    if experiment.lora is None:
+        return
+    if not experiment.saves_adapters:
+        with _random_numbers_kept():
+            make_dense(load_model(experiment).model, directory)
+    elif base.generation_config is not None:
+        base.generation_config.save_pretrained(directory)  # for the merge, which takes it from the first sub-model
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Let a training go on with the random numbers that it would have drawn: loading a model sets the seeds."""
+    python, numpy_ = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        yield
+    random.setstate(python)
+    numpy.random.set_state(numpy_)
+
+
+def _require_finite(model: torch.nn.Module) -> None:
+    """Refuse weights that are no numbers: the last steps may have made them so, after the last logged loss."""
+    trained = ((name, weight.detach()) for name, weight in model.named_parameters() if weight.requires_grad)
+    # Of FSDP's shards, each process looks at its own.
+    bad = [name for name, weight in trained if not getattr(weight, "to_local", lambda w=weight: w)().isfinite().all()]
+    if bad:
+        raise UserError(
+            f"training has made {len(bad)} tensors infinite or not a number (the first: {bad[0]}); lower "
+            "`sft.learning_rate`, or train in a dtype of wider range (`model.dtype: float32` or bfloat16)"
+        )
+
+
+@contextmanager
+def _as_given(trainer: Trainer, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Undo for a while what trainers do: switch the cache off, write pad and end tokens into both configurations."""
+    model = base.model
+    changed = model.config, model.generation_config, trainer.processing_class
+    model.config, trainer.processing_class = base.config, tokenizer
+    if base.generation_config is not None:
+        model.generation_config = base.generation_config
+    try:
+        yield
+    finally:
+        model.config, model.generation_config, trainer.processing_class = changed
+
+
+def _save_weights(trainer: Trainer, experiment: Experiment, directory: Path) -> None:
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model(str(directory))
+        return
+    # Where FSDP keeps shards, `save_model` saves no weights; and FSDP 2 trains bfloat16 weights as float32.
+    weights = trainer.accelerator.get_state_dict(trainer.model)
+    if experiment.lora is None:
+        weights = {name: value.to(getattr(torch, experiment.model.dtype)) for name, value in weights.items()}
+    trainer._save(str(directory), weights)
+
+
+def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:
+    path = experiment.model.path
+    where = "no such folder here, so a hub id" if experiment.locate(path) is None else str(experiment.locate(path))
+    reason = " ".join(str(error).split())[:400]
+    return f"`model.path`: the {what} of {path!r} ({where}) cannot be loaded: {reason}"

@@ -1,0 +1,289 @@
+"""Trainer callbacks: the order is checked, models are kept, resumption is prepared, progress is shown."""
+
+import math
+import shutil
+import sys
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ordermerge.console import is_interactive
+from ordermerge.errors import UserError
+from ordermerge.train import distributed
+from ordermerge.train.checkpointing import Saves, TrainingIdentity, mark_complete
+from ordermerge.train.trainer import OrderTrainer
+
+_LIVE_SECONDS = 0.2  # between updates of the live line
+_LOG_SECONDS = (1, 60)  # between lines of a log file: at least, and at most; else one for each tenth of an order
+
+
+class Saver(TrainerCallback):
+    """Follows one training.
+
+    Args:
+        trainer: The trainer, with its permutations and state directory set.
+        sample_ids: The rows that the permutations index, int64 of shape [n].
+        training: What is trained.
+        saves: After which steps something is saved.
+        keep: Writes the model of a step; called with the step by all processes.
+
+    Attributes:
+        consumed: How many samples were trained on in whole epochs, by all processes.
+        repeats: How many of them were met twice in an epoch, to fill its last batches up.
+        saves: After which steps something is saved.
+    """
+
+    def __init__(
+        self,
+        trainer: OrderTrainer,
+        sample_ids: torch.Tensor,
+        training: TrainingIdentity,
+        saves: Saves,
+        keep: Callable[[int], None],
+    ):
+        self.consumed, self.repeats = 0, 0
+        self.saves = saves
+        self._trainer, self._sample_ids, self._training, self._keep = trainer, sample_ids, training, keep
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, without what an interruption lost."""
+        return time.perf_counter() - self._started
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Take up the notes of the checkpoint that training goes on from."""
+        if state.global_step == 0:
+            return
+        notes = torch.load(self._notes_file(state.global_step), weights_only=True)
+        self.consumed, self.repeats = notes["consumed"], notes["repeats"]
+        self._started -= notes["seconds"]
+        self._trainer.seen_ids.extend(notes["met"].tolist())
+        # The Trainer forgets the losses since its last log line, and those before the interruption.
+        self._trainer._tr_loss += notes["loss_not_logged"]
+        self._trainer._total_loss_scalar = notes["loss_logged"]
+        self._trainer._globalstep_last_logged = notes["last_logged"]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        """Check the order after an epoch's last step; keep the model and ask for a checkpoint where planned."""
+        if state.global_step % self._trainer.steps_per_epoch == 0:
+            self._check_epoch(state.global_step // self._trainer.steps_per_epoch - 1)
+        if state.global_step in self.saves.kept:
+            self._keep(state.global_step)
+        if state.global_step in self.saves.resumable:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        """Add what the Trainer does not save, and mark the checkpoint complete once all have written."""
+        notes = {
+            "consumed": self.consumed,
+            "repeats": self.repeats,
+            "seconds": self.seconds,
+            "met": torch.tensor(self._trainer.seen_ids, dtype=torch.int64),
+            "loss_not_logged": self._trainer._tr_loss.item(),
+            "loss_logged": self._trainer._total_loss_scalar,
+            "last_logged": self._trainer._globalstep_last_logged,
+        }
+        path = self._notes_file(state.global_step)
+        torch.save(notes, path)
+        distributed.wait()
+        if distributed.rank() == 0:
+            mark_complete(path.parent, self._training)
+
+    def _check_epoch(self, epoch: int) -> None:
+        args = self._trainer.args
+        met = interleave(distributed.gather(self._trainer.seen_ids), args.per_device_train_batch_size)
+        planned = self._sample_ids[self._trainer.permutations[epoch]]
+        where = f"order_{self._training.inputs['order']}, epoch {epoch}"
+        self.repeats += count_repeats(met, planned, where, drop_last=args.dataloader_drop_last)
+        self.consumed += len(met)
+        del self._trainer.seen_ids[:]
+
+    def _notes_file(self, step: int) -> Path:
+        return self._trainer.state_directory / f"checkpoint-{step}" / f"progress_{distributed.rank()}.pt"
+
+
+class Progress(TrainerCallback):
+    """Says how far an order is, and how long it and all orders will take.
+
+    Args:
+        name: The order's name.
+        position: Which of the orders it is, from 1 on.
+        count: How many orders are trained one after the other.
+        stream: Where to write.
+        live: Whether to write one line over and over; by default whether someone watches.
+        clock: Tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        position: int,
+        count: int,
+        *,
+        stream: TextIO | None = None,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._name, self._position, self._count = name, position, count
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._live = is_interactive() if live is None else live
+        self._loss: float | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note when training starts, and at which step: a resumed run does not begin at 0."""
+        self._began = self._last = self._clock()
+        self._first = state.global_step
+        self._tenth = 10 * state.global_step // state.max_steps
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Note the last loss.
+
+        Raises:
+            UserError: If it is no number, which no further step can mend.
+        """
+        self._loss = (logs or {}).get("loss", self._loss)
+        # With fp16 autocast, a step that overflows is left out and the next one tried with a smaller scale.
+        if self._loss is not None and not math.isfinite(self._loss) and not args.fp16:
+            raise UserError(
+                f"{self._name}: the loss is {self._loss} at step {state.global_step} of {state.max_steps}; lower "
+                "`sft.learning_rate`, or train in a dtype of wider range (`model.dtype: float32` or bfloat16)"
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write a line if one is due."""
+        if not state.is_world_process_zero:
+            return
+        now, tenth = self._clock(), 10 * state.global_step // state.max_steps
+        since = now - self._last
+        least, most = _LOG_SECONDS
+        due = since >= _LIVE_SECONDS if self._live else since >= (most if tenth == self._tenth else least)
+        if not due:
+            return
+        self._last, self._tenth = now, tenth
+        rate = (state.global_step - self._first) / max(now - self._began, 1e-9)
+        line = describe_progress(state.global_step, state.max_steps, rate, self._loss, self._count - self._position)
+        self._write(f"{self._name} ({self._position} of {self._count}): {line}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Clear the live line."""
+        if self._live and state.is_world_process_zero:
+            self._write("")
+            self._stream.write("\r")
+            self._stream.flush()
+
+    def _write(self, line: str) -> None:
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r" + line[:width].ljust(width))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class EndRun(TrainerCallback):
+    """Ends Weights & Biases' run with its order: transformers leaves it open, and the next order would go on in it.
+
+    To be added after the loggers' own callbacks.
+    """
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End the run, if there is one."""
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and getattr(wandb, "run", None) is not None:
+            wandb.finish()
+
+
+def interleave(streams: Sequence[array], batch: int) -> torch.Tensor:
+    """Return the ids that all processes met, in the order of the global stream.
+
+    accelerate deals an epoch's batches out in turn: of P processes, process p gets batches p, p + P, p + 2P and so on.
+
+    Args:
+        streams: The ids that each process met, by rank.
+        batch: Samples per batch of one process; only a process that is alone has a shorter one, its last.
+
+    Returns:
+        int64 of shape [sum of the streams' lengths].
+    """
+    if len(streams) == 1:
+        return torch.tensor(streams[0], dtype=torch.int64)
+    rows = [torch.tensor(stream, dtype=torch.int64).view(-1, batch) for stream in streams]
+    return torch.stack(rows, dim=1).flatten()
+
+
+def count_repeats(consumed: torch.Tensor, planned: torch.Tensor, where: str, *, drop_last: bool) -> int:
+    """Check an epoch's order, and return how many samples were met twice to fill the last batches up.
+
+    Args:
+        consumed: Ids in the order met, int64 of shape [m].
+        planned: Ids in the order planned, int64 of shape [n]; all different.
+        where: Names the order and the epoch, for the message.
+        drop_last: Whether the end of the plan may be left out.
+
+    Returns:
+        m - n, or 0 where less than n samples were met.
+
+    Raises:
+        UserError: If they differ.
+    """
+    common = min(len(consumed), len(planned))
+    different = (consumed[:common] != planned[:common]).nonzero()
+    if len(different):
+        place = int(different[0])
+        raise UserError(
+            f"{where}: training met the samples in another order than planned: at position {place} sample "
+            f"{int(consumed[place])} instead of {int(planned[place])}. The order is not kept. This is a fault of "
+            "ordermerge or of a library version that it was not tried with; please report it"
+        )
+    if common < len(planned) and not drop_last:
+        raise UserError(
+            f"{where}: training met only {common} of {len(planned)} samples. The order is not kept. This is a fault of "
+            "ordermerge or of a library version that it was not tried with; please report it"
+        )
+    return len(consumed) - common
+
+
+def describe_progress(step: int, steps: int, rate: float, loss: float | None, orders_after: int) -> str:
+    """Return one line on how far an order is and how long the rest takes.
+
+    Args:
+        step: Optimizer steps done.
+        steps: Of how many.
+        rate: Steps per second.
+        loss: The last logged loss, if there is one.
+        orders_after: How many orders as long as this one are still to come.
+    """
+    left = (steps - step) / rate
+    parts = [f"step {step} of {steps} ({100 * step // steps} %)"]
+    if loss is not None:
+        parts.append(f"loss {loss:.4g}")
+    parts += [f"{rate:.3g} steps/s", f"{describe_time(left)} left"]
+    if orders_after:
+        parts.append(f"{describe_time(left + orders_after * steps / rate)} for all orders")
+    return ", ".join(parts)
+
+
+def describe_time(seconds: float) -> str:
+    """Return a time as h:mm:ss, without the hours where there are none.
+
+    Args:
+        seconds: The time.
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,286 @@
+"""Training checkpoints: when to save, what an interrupted order goes on from, and the folder they lie in.
+
+The Trainer writes straight into `checkpoint-N`. From a half-written one it would begin at step 0, on trained weights,
+and say nothing.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import safe_globals
+
+from ordermerge.config.schema import CheckpointsSection, Experiment
+from ordermerge.errors import UserError
+from ordermerge.files import new_directory, partial_directory, require_space, write_json
+from ordermerge.stages import changes
+from ordermerge.train import distributed
+from ordermerge.train.distributed import say
+
+_COMPLETE = "complete.json"
+LOGS = "logs"
+_STATE = "state"
+KEPT = "checkpoints"  # folder in a sub-model's, with a folder `step-N` for each
+
+
+@dataclass(frozen=True)
+class TrainingIdentity:
+    """What a training is of: it can only go on as the same.
+
+    Attributes:
+        inputs: The step's inputs, JSON-like.
+        processes: How many processes share it.
+        threads: How many threads each has.
+    """
+
+    inputs: dict[str, Any]
+    processes: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where the training of an order begins.
+
+    Attributes:
+        checkpoint: The training checkpoint to go on from; None to begin with the base model.
+        step: The optimizer steps done.
+        threads: The number of threads to go on with.
+        notes: What the user should know of it, one sentence each.
+    """
+
+    checkpoint: Path | None
+    step: int
+    threads: int
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Saves:
+    """The steps of a training after which something is saved; never the last, whose model is the sub-model itself.
+
+    Attributes:
+        kept: After these the model is kept.
+        resumable: After these is saved what an interrupted training goes on from.
+    """
+
+    kept: frozenset[int]
+    resumable: frozenset[int]
+
+
+def find_resume_point(state: Path, training: TrainingIdentity) -> ResumePoint:
+    """Find where a training goes on, and remove training checkpoints that are of no use to it.
+
+    Args:
+        state: The folder of the training checkpoints.
+        training: What is to be trained now.
+
+    Raises:
+        UserError: If there is a whole checkpoint, but of a training over another number of processes.
+    """
+    notes = []
+    for folder in sorted(state.glob("checkpoint-*"), key=_step, reverse=True):
+        step, before = _step(folder), _read(folder / _COMPLETE)
+        if before and (changed := changes(before["inputs"], _as_json(training.inputs))):
+            notes.append(f"was interrupted after step {step} of a training with other inputs: {'; '.join(changed)}")
+        elif flaw := problem_of(folder):
+            notes.append(f"cannot go on from step {step}: {flaw}")
+        elif before["processes"] != training.processes:
+            raise UserError(
+                f"{state} holds an interrupted training over {before['processes']} processes, which "
+                f"{training.processes} cannot go on with; start {before['processes']}, or delete {state.parent} to "
+                "begin again"
+            )
+        else:
+            notes.append(f"goes on after step {step}")
+            if before["threads"] != training.threads:
+                notes.append(f"keeps the {before['threads']} threads it began with, though {training.threads} are set")
+            return ResumePoint(folder, step, before["threads"], notes)
+        shutil.rmtree(folder)
+    if notes:
+        notes.append("begins again with the base model")
+    shutil.rmtree(state, ignore_errors=True)
+    return ResumePoint(None, 0, training.threads, notes)
+
+
+def mark_complete(checkpoint: Path, training: TrainingIdentity) -> None:
+    """Mark a checkpoint as whole, when all processes have written it, and remove those before it.
+
+    Args:
+        checkpoint: The folder `checkpoint-N`.
+        training: What it is a part of.
+    """
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    for path in files:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())  # a loss of power must not spare the mark and take these
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    write_json(checkpoint / _COMPLETE, {**asdict(training), "files": sizes})
+    for other in checkpoint.parent.glob("checkpoint-*"):
+        if other != checkpoint:
+            shutil.rmtree(other)
+
+
+def problem_of(checkpoint: Path) -> str | None:
+    """Return why a training cannot go on from a checkpoint, or None if it can.
+
+    Its files are really loaded, though without reading all the numbers of weights and optimizer.
+
+    Args:
+        checkpoint: The folder `checkpoint-N`.
+    """
+    complete = _read(checkpoint / _COMPLETE)
+    if not complete:
+        return f"{checkpoint} was not written to its end"
+    for name, size in complete["files"].items():
+        path = checkpoint / name
+        try:
+            if path.stat().st_size != size:
+                return f"{path} has lost its end, or was changed"
+            if path.parent == checkpoint and path.name != TRAINING_ARGS_NAME:
+                _try_loading(path)
+        except Exception as error:  # whatever a broken file makes its reader raise
+            return f"{path} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+@contextmanager
+def workplace(output: Path) -> Iterator[Path]:
+    """Yield the folder to fill, which becomes `output` when the block ends well; for all processes together.
+
+    After a failure it stays, if there are training checkpoints.
+
+    Args:
+        output: The sub-model's folder.
+    """
+    main = distributed.rank() == 0
+    with new_directory(output, keep_if_present=_STATE) if main else nullcontext(partial_directory(output)) as partial:
+        distributed.wait()
+        yield partial
+        distributed.wait()
+
+
+def state_directory(partial: Path) -> Path:
+    """Return where the training checkpoints go while a folder is filled.
+
+    Args:
+        partial: The folder that is filled.
+    """
+    return partial.parent / _STATE
+
+
+def prepare_resume_point(partial: Path, training: TrainingIdentity) -> ResumePoint:
+    """Find where to begin, and remove what an interrupted run made after that; for the main process alone.
+
+    Args:
+        partial: The folder to fill.
+        training: What is to be trained.
+
+    Raises:
+        UserError: If what is there needs another number of processes.
+    """
+    start = find_resume_point(state_directory(partial), training)
+    for path in [*partial.glob(f"{KEPT}/step-*"), *partial.iterdir()]:
+        if start.step and _is_from_before(path, start.step):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return start
+
+
+def plan_saves(section: CheckpointsSection, steps: int, epochs: int) -> Saves:
+    """Return after which steps something is saved.
+
+    Args:
+        section: The experiment's `checkpoints`.
+        steps: The number of steps in the whole training.
+        epochs: The number of epochs in it.
+    """
+    kept = _marks(section.every, steps) if section.every is not None else frozenset()
+    return Saves(kept, _marks(section.resume_every or steps // epochs, steps))
+
+
+def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: int) -> int:
+    """Return how many bytes of disk the training of some orders takes at its height.
+
+    Args:
+        experiment: The experiment.
+        model: The model to be trained, with its adapter if it has one.
+        saves: What is saved of each training.
+        orders: How many orders are to be trained, one after the other.
+    """
+    sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
+    whole, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    # AdamW holds two numbers for each weight; training checkpoints of a model with an adapter hold the adapter alone.
+    state = (whole if experiment.lora is None else trained) + 2 * trained
+    at_once = min(len(saves.resumable), 2)  # one is removed when the next is whole
+    return orders * (1 + len(saves.kept)) * (trained if experiment.saves_adapters else whole) + at_once * state
+
+
+def require_disk(needed: int, saves: Saves, directory: Path, orders: int) -> None:
+    """Say how much disk a training takes, and refuse it if that is not free.
+
+    Args:
+        needed: Bytes.
+        saves: What is saved of each training.
+        directory: Where it is saved.
+        orders: How many orders are to be trained, one after the other.
+
+    Raises:
+        UserError: If it is not free.
+    """
+    require_space(directory, needed, f"training {orders} sub-models")
+    kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
+    resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
+    say(f"training {orders} sub-models{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
+
+
+def _try_loading(path: Path) -> None:
+    if path.name == TRAINER_STATE_NAME:
+        TrainerState.load_from_json(str(path))
+    elif path.suffix == ".safetensors":
+        with safe_open(path, framework="np"):
+            pass
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        with safe_globals():
+            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _is_from_before(path: Path, step: int) -> bool:
+    if path.name.startswith("step-"):
+        return int(path.name.removeprefix("step-")) <= step
+    return path.name in (LOGS, KEPT)
+
+
+def _marks(every: int | float, steps: int) -> frozenset[int]:
+    """Return each multiple of a number of steps, or of a fraction of all steps, below the last."""
+    interval = every if isinstance(every, int) else every * steps
+    marks = (round(interval * i) for i in range(1, int(steps / interval) + 1))
+    return frozenset(step for step in marks if 0 < step < steps)

@@ -1,0 +1,145 @@
+"""The record of an order, order.json and permutations.safetensors, and what is said of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from ordermerge import provenance
+from ordermerge.config.schema import Experiment
+from ordermerge.stages import Step, mark_done
+from ordermerge.train import distributed
+from ordermerge.train.base_model import BaseModel
+from ordermerge.train.callbacks import Saver
+from ordermerge.train.checkpointing import KEPT, LOGS, ResumePoint
+from ordermerge.train.orders import epoch_fingerprints
+from ordermerge.train.samples import Samples
+from ordermerge.train.sft_config import TRAINING_SEED
+from ordermerge.train.tokenized import Prepared
+from ordermerge.train.trainer import OrderTrainer
+
+MARKER = "order/order.json"
+
+
+def describe(experiment: Experiment, order: int, samples: Samples, prepared: Prepared) -> dict[str, Any]:
+    """Return the part of an order's record that is known before it is trained.
+
+    Args:
+        experiment: The experiment.
+        order: The order's number.
+        samples: The data as loaded.
+        prepared: The data as trained on.
+    """
+    return {
+        "order": order,
+        "count": experiment.orders.count,
+        "strategy": experiment.orders.strategy,
+        "seed": experiment.orders.seed,
+        "epochs": prepared.orders.shape[1],
+        "samples": len(prepared.train),
+        "dropped": prepared.dropped,
+        "truncated": prepared.truncated,
+        "empty": samples.empty,
+        "duplicates": samples.duplicates,
+        "dataset_fingerprint": samples.fingerprint,
+        "epoch_fingerprints": epoch_fingerprints(prepared.orders[order]),
+        "training_seed": TRAINING_SEED,
+    }
+
+
+def outcome(trainer: OrderTrainer, saver: Saver, start: ResumePoint) -> dict[str, Any]:
+    """Return the part of an order's record that is known when it has been trained.
+
+    Args:
+        trainer: Its trainer.
+        saver: What followed the training.
+        start: Where it began.
+    """
+    history, steps = trainer.state.log_history, trainer.state.global_step
+    return {
+        "batch_size": trainer.get_total_train_batch_size(trainer.args),
+        "steps": steps,
+        "samples_consumed": saver.consumed,
+        "padding_repeats": saver.repeats,
+        # Not what `train` returns: that leaves out the steps before an interruption.
+        "train_loss": trainer._total_loss_scalar / steps,
+        "losses": [{"step": entry["step"], "loss": entry["loss"]} for entry in history if "loss" in entry],
+        "eval_losses": [
+            {"step": entry["step"], "loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry
+        ],
+        "checkpoints": [
+            {"step": step, "epoch": step / trainer.steps_per_epoch, "folder": f"{KEPT}/step-{step}"}
+            for step in sorted(saver.saves.kept)
+        ],
+        "device": trainer.args.device.type,
+        "processes": distributed.count(),
+        "threads": torch.get_num_threads(),
+        "resumed_after_step": start.step or None,
+        "seconds": round(saver.seconds, 3),
+    }
+
+
+def write_record(experiment: Experiment, step: Step, prepared: Prepared, record: dict[str, Any], folder: Path) -> None:
+    """Write all of a sub-model but its model, the marker last.
+
+    Args:
+        experiment: The experiment.
+        step: The order.
+        prepared: The data as trained on.
+        record: What `describe` and `outcome` returned.
+        folder: The sub-model's folder.
+    """
+    if (logs := folder / LOGS).exists() and not any(logs.iterdir()):
+        logs.rmdir()
+    permutations = {"permutations": prepared.orders[step.inputs["order"]].clone(), "sample_ids": prepared.sample_ids}
+    (folder / "order").mkdir()
+    save_file(permutations, folder / "order" / "permutations.safetensors")
+    mark_done(folder / MARKER, step.inputs, {**record, **provenance.record(experiment.directory)})
+
+
+def outcome_lines(record: dict[str, Any], output: Path) -> list[str]:
+    """Return what the user is told of a trained order.
+
+    Args:
+        record: Its record.
+        output: The sub-model's folder.
+    """
+    lines = [f"trained in {record['seconds']:.1f} s, mean loss {record['train_loss']:.4f} -> {output}"]
+    if record["padding_repeats"]:
+        lines.append(
+            f"warning: {record['padding_repeats']} samples were trained on twice in an epoch, its first, to give all "
+            f"{record['processes']} processes a full last batch; `sft.dataloader_drop_last: true` leaves such a batch "
+            "out instead"
+        )
+    return lines
+
+
+def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return what the user may not expect of the data, one sentence each.
+
+    Args:
+        samples: The data as loaded.
+        prepared: The data as trained on.
+        base: The base model.
+        tokenizer: Its tokenizer.
+    """
+    total, found = len(samples.train), []
+    if prepared.dropped:
+        found.append(
+            f"{prepared.dropped} of {total} samples dropped: within `sft.max_length` they have nothing to learn"
+        )
+    if prepared.truncated:
+        found.append(f"{prepared.truncated} of {total} samples cut to `sft.max_length`: their end is not learnt")
+    if samples.empty:
+        found.append(f"{samples.empty} of {total} samples have an empty answer: they teach to answer nothing")
+    if samples.duplicates:
+        found.append(f"{samples.duplicates} of {total} samples are exact copies of an earlier one; all are trained on")
+    ends = base.generation_config.eos_token_id if base.generation_config is not None else None
+    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+        found.append(
+            f"samples end with the tokenizer's {tokenizer.eos_token!r} ({tokenizer.eos_token_id}), but the base "
+            f"model's generation config stops at {ends}: generation may not stop"
+        )
+    return found

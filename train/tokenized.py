@@ -1,0 +1,215 @@
+"""The samples as they are trained on, tokenised and cut, and the orders over them."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from ordermerge.config.schema import Experiment
+from ordermerge.console import quiet
+from ordermerge.errors import UserError
+from ordermerge.files import fingerprint
+from ordermerge.train import distributed
+from ordermerge.train.base_model import load_tokenizer
+from ordermerge.train.order_file import given_orders
+from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints
+from ordermerge.train.samples import SAMPLE_ID, Samples, load_samples
+from ordermerge.train.sft_config import check_sft, make_config
+from ordermerge.train.trainer import OrderTrainer
+
+# The fields that the prepared data or the orders depend on. The others are left out, as some (FSDP, DeepSpeed, loggers)
+# would ask for what only training has.
+_FIELDS = frozenset(
+    {
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "dataloader_drop_last",
+        "max_length",
+        "truncation_mode",
+        "completion_only_loss",
+        "assistant_only_loss",
+        "dataset_num_proc",
+        "trust_remote_code",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The samples as TRL prepared them: tokenised, truncated, without those that have nothing to learn.
+
+    Attributes:
+        train: The n samples that are trained on, with columns `input_ids`, `labels` and `sample_id`.
+        validation: The same of the validation data, where training evaluates on it.
+        sample_ids: int64 of shape [n]: the row of the data as loaded of each sample.
+        orders: int64 of shape [count, epochs, n], indices into `sample_ids`.
+        batch: The samples of one optimizer step.
+        dropped: How many samples were left out.
+        truncated: How many samples were cut to `max_length` and kept.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    sample_ids: torch.Tensor
+    orders: torch.Tensor
+    batch: int
+    dropped: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """What training trains and evaluates on.
+
+    Attributes:
+        train: Columns `input_ids`, `labels` (-100 where there is nothing to learn) and `sample_id`.
+        validation: The same of the validation data, None without such.
+        fingerprint: Of the training samples' content before tokenising, as `order.json` notes it.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    fingerprint: str
+
+
+def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, processes: int = 1) -> Prepared:
+    """Take the data that the first order's trainer prepared, and lay the orders over it.
+
+    Args:
+        experiment: The experiment.
+        samples: The data as given to the trainer.
+        trainer: A trainer that was given it unprepared.
+        processes: For a preview: how many processes, each like this one, will train an order.
+
+    Returns:
+        What all orders train on.
+
+    Raises:
+        UserError: If no sample is left, there are too few for a batch, or the orders share an epoch or do not fit.
+    """
+    train, args = cast(Dataset, trainer.train_dataset), cast(SFTConfig, trainer.args)
+    dropped = len(samples.train) - len(train)
+    if len(train) == 0:
+        raise UserError(
+            f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
+            f"({args.max_length} tokens); raise it"
+        )
+    size, sharing = args.per_device_train_batch_size, args.world_size
+    if trainer.get_total_train_batch_size(args) != size * args.gradient_accumulation_steps * sharing:
+        raise UserError("tensor, context and sequence parallelism are not supported, as processes then share samples")
+    batch = processes * trainer.get_total_train_batch_size(args)
+    if len(train) < batch:
+        raise UserError(
+            f"{len(train)} training samples do not fill one batch of {batch} (`sft.per_device_train_batch_size` x "
+            "`sft.gradient_accumulation_steps` x processes), so all orders would train alike; use a smaller batch or "
+            "more samples"
+        )
+    ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
+    orders = _lay_orders(experiment, samples, ids, int(args.num_train_epochs), batch)
+    truncated = len(trainer.truncated_ids.intersection(ids.tolist()))
+    return Prepared(train, trainer.eval_dataset, ids, orders, batch, dropped, truncated)
+
+
+def require_agreement(samples: Samples, prepared: Prepared) -> None:
+    """Refuse to train where processes have different data, as from folders that differ between machines.
+
+    Args:
+        samples: The data as this process has loaded it.
+        prepared: The data as it would train on it.
+
+    Raises:
+        UserError: On all processes, if they differ.
+    """
+    ids, orders = prepared.sample_ids.tolist(), [epoch_fingerprints(order) for order in prepared.orders]
+    if len(set(distributed.gather(fingerprint([samples.fingerprint, ids, orders])))) > 1:
+        raise UserError(
+            "the processes have not loaded the same samples in the same orders; give all machines the same data, "
+            "tokenizer and library versions"
+        )
+
+
+def tokenise(experiment: Experiment) -> Tokenised:
+    """Prepare an experiment's data as training does; of the base model, the tokenizer alone is loaded.
+
+    Args:
+        experiment: The experiment.
+
+    Returns:
+        The samples that are left; TRL leaves out those that have nothing to learn within `max_length`.
+
+    Raises:
+        UserError: If the `sft` section, the data or the tokenizer is wrong.
+    """
+    if problems := check_sft(experiment):
+        raise UserError(problems)
+    samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+    with quiet(), tempfile.TemporaryDirectory() as logs:
+        trainer = data_trainer(experiment, samples, tokenizer, Path(logs))
+        return Tokenised(cast(Dataset, trainer.train_dataset), trainer.eval_dataset, samples.fingerprint)
+
+
+def data_trainer(
+    experiment: Experiment, samples: Samples, tokenizer: PreTrainedTokenizerBase, logs: Path
+) -> OrderTrainer:
+    """Return a trainer that has prepared the data, and could train nothing but a toy.
+
+    Args:
+        experiment: The experiment, its `sft` section checked.
+        samples: Its data.
+        tokenizer: Its base model's.
+        logs: Where the trainer may write.
+
+    Raises:
+        UserError: If TRL refuses the data or the settings.
+    """
+    sft = {name: value for name, value in experiment.sft.items() if name in _FIELDS} | {"use_cpu": True, "bf16": False}
+    args = make_config(experiment.model_copy(update={"sft": sft}), logs, disable_tqdm=True)
+    # SFTTrainer prepares data by the tokenizer and the settings; its model has no part in it, so any will do.
+    tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    try:
+        return OrderTrainer(
+            LlamaForCausalLM(tiny),
+            args,
+            train_dataset=samples.train,
+            eval_dataset=samples.validation,
+            processing_class=tokenizer,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"TRL's SFTTrainer refuses the data or the `sft` section: {error}") from error
+
+
+def preview_orders(experiment: Experiment, *, processes: int = 1) -> Prepared:
+    """Prepare the data as training does, and lay the orders over it; of the base model, the tokenizer alone is loaded.
+
+    Args:
+        experiment: The experiment, its sections checked.
+        processes: How many processes will train one order.
+
+    Returns:
+        What all orders will train on.
+
+    Raises:
+        UserError: If the data, the tokenizer or the orders are wrong.
+    """
+    samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+    with quiet(), tempfile.TemporaryDirectory() as logs:
+        trainer = data_trainer(experiment, dataclasses.replace(samples, validation=None), tokenizer, Path(logs))
+        return prepare(experiment, samples, trainer, processes=processes)
+
+
+def _lay_orders(experiment: Experiment, samples: Samples, ids: torch.Tensor, epochs: int, batch: int) -> torch.Tensor:
+    section = experiment.orders
+    if section.strategy == "file":
+        held_out = samples.validation if isinstance(experiment.data.validation, float) else None
+        orders = given_orders(experiment, ids, len(samples.train) + (len(held_out) if held_out is not None else 0))
+    else:
+        orders = STRATEGIES[section.strategy](len(ids), epochs, section.count, section.seed, batch)
+    check_distinct(orders, section.strategy, batch)
+    return orders
