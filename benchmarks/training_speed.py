@@ -67,8 +67,8 @@ def write_experiment(work: Path, samples: int, epochs: int, hidden: int, layers:
 
 def train_plainly(experiment: Experiment, work: Path) -> None:
     """Train as TRL's documentation does."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(experiment.model_path(), dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(experiment.model_path())
+    model = transformers.AutoModelForCausalLM.from_pretrained(experiment.model.path, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(experiment.model.path)
     more = {"activation_checkpointing": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     args = SFTConfig(output_dir=str(work / "plain"), **experiment.sft, **more)
     data = load_samples(experiment).train.remove_columns(SAMPLE_ID)

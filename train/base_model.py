@@ -50,8 +50,10 @@ def base_inputs(experiment: Experiment) -> dict[str, Any]:
     Args:
         experiment: The experiment.
     """
-    found = experiment.locate(experiment.model.path)
-    return {**experiment.model.model_dump(), "fingerprint": fingerprint_path(found) if found else None}
+    section = experiment.model
+    if section.is_local:  # by content: a moved folder is the same model
+        return {"dtype": section.dtype, "fingerprint": fingerprint_path(Path(section.path))}
+    return section.model_dump()
 
 
 def load_model(experiment: Experiment) -> BaseModel:
@@ -69,7 +71,7 @@ def load_model(experiment: Experiment) -> BaseModel:
     options |= experiment.sft.get("model_init_kwargs") or {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            experiment.model_path(), dtype=section.dtype, revision=section.revision, **options
+            experiment.model.path, dtype=section.dtype, revision=section.revision, **options
         )
         generation_config = getattr(model, "generation_config", None)
         if generation_config is not None:
@@ -88,7 +90,7 @@ def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
     Raises:
         UserError: If it cannot be loaded, or lacks the end token or the chat template that the data needs.
     """
-    path = experiment.model_path()
+    path = experiment.model.path
     trust = experiment.sft.get("trust_remote_code", False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=experiment.model.revision, trust_remote_code=trust)
@@ -188,6 +190,6 @@ def _save_weights(trainer: Trainer, experiment: Experiment, directory: Path) -> 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:
     path = experiment.model.path
-    where = "no such folder here, so a hub id" if experiment.locate(path) is None else str(experiment.locate(path))
+    where = path if experiment.model.is_local else f"{path!r} (no such folder here, so a hub id)"
     reason = " ".join(str(error).split())[:400]
-    return f"`model.path`: the {what} of {path!r} ({where}) cannot be loaded: {reason}"
+    return f"`model.path`: the {what} of {where} cannot be loaded: {reason}"

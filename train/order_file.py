@@ -49,7 +49,7 @@ def order_inputs(experiment: Experiment) -> dict[str, Any]:
     inputs = section.model_dump(exclude={"file"} if section.strategy in DEPEND_ON_COUNT else {"count", "file"})
     if section.strategy != "file":
         return inputs
-    path = _locate(experiment)
+    path = _path_of(experiment)
     files = _files_of_run(path) if path.is_dir() else [path]
     return {**inputs, "file": fingerprint([fingerprint_file(file) for file in files])}
 
@@ -90,12 +90,11 @@ def given_orders(experiment: Experiment, sample_ids: torch.Tensor, loaded: int) 
     return orders
 
 
-def _locate(experiment: Experiment) -> Path:
-    named = str(experiment.orders.file)
-    path = experiment.locate(named)
-    if path is None:
+def _path_of(experiment: Experiment) -> Path:
+    path = Path(str(experiment.orders.file))
+    if not path.is_absolute() or not path.exists():
         places = dict.fromkeys((str(experiment.directory.resolve()), str(Path.cwd())))
-        raise UserError(f"`orders.file`: no file {named} in {' or '.join(places)}")
+        raise UserError(f"`orders.file`: no file {path} in {' or '.join(places)}")
     return path
 
 
@@ -113,7 +112,7 @@ def _files_of_run(directory: Path) -> list[Path]:
 
 def _read_rows(experiment: Experiment) -> torch.Tensor:
     """Return the user's permutations as rows of the data, int64 of a shape that is yet to be checked."""
-    path = _locate(experiment)
+    path = _path_of(experiment)
     if path.is_dir():
         read = [_read_safetensors(file) for file in _files_of_run(path)]
         if len({rows.shape for rows in read}) > 1:

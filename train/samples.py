@@ -108,7 +108,7 @@ def data_file(experiment: Experiment, name: str) -> Path | None:
     named = getattr(experiment.data, name)
     if not isinstance(named, str):
         return None
-    found = experiment.locate(named)
+    found = Path(named) if Path(named).exists() and Path(named).is_absolute() else None
     looks_like_file = named.lower().endswith(DATA_SUFFIXES) or Path(named).is_absolute() or named.startswith(".")
     if found is not None and found.is_dir():
         raise UserError(f"`data.{name}`: {found} is a folder; name a {', '.join(DATA_SUFFIXES)} file in it")

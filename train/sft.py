@@ -106,12 +106,12 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
         experiment: The experiment.
         run_directory: Holds `orders/0` to `orders/K-1`.
     """
-    files = {name: data_file(experiment, name) for name in ("train", "validation")}
+    files = {name: path for name in ("train", "validation") if (path := data_file(experiment, name))}
     inputs: dict[str, Any] = {
         "model": base_inputs(experiment),
         "data": {
-            **experiment.data.model_dump(),
-            "fingerprints": {name: fingerprint_path(path) for name, path in files.items() if path is not None},
+            **experiment.data.model_dump(exclude=set(files)),  # by content: a moved file is the same data
+            "fingerprints": {name: fingerprint_path(path) for name, path in files.items()},
         },
         "orders": order_inputs(experiment),
         "sft": {name: value for name, value in experiment.sft.items() if name not in WITHOUT_EFFECT},

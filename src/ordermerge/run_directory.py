@@ -110,7 +110,7 @@ def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
     """
     orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
     merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
-    return {BASE: experiment.model_reference(), **orders, **merges}
+    return {BASE: experiment.model.reference, **orders, **merges}
 
 
 def _read_order(folder: Path) -> OrderPositions:

@@ -4,25 +4,30 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from mergekit.common import ModelReference
 
-from ordermerge.commands.plan import check_experiment, evaluation_settings
+from ordermerge.commands.plan import check_experiment
 from ordermerge.commands.recipes import complete_recipe
-from ordermerge.config.schema import Experiment, ModelSection
+from ordermerge.config.load import load_experiment
+from ordermerge.config.schema import Experiment
 from ordermerge.run_directory import model_paths
 
 
-def experiment(directory: Path, **evaluation: object) -> Experiment:
-    return Experiment.model_validate(
-        {
-            "name": "tiny",
-            "model": {"path": "org/base"},
-            "data": {"train": "org/data", "prompt": "{a}", "completion": "{b}"},
-            "orders": {"count": 2},
-            "evaluation": {"tasks": ["ordermerge_text"], **evaluation},
-            "directory": directory,
-        }
-    )
+def experiment(
+    directory: Path, *, revision: str | None = None, lora: object = None, **evaluation: object
+) -> Experiment:
+    content = {
+        "name": "tiny",
+        "model": {"path": "org/base", "revision": revision},
+        "data": {"train": "org/data", "prompt": "{a}", "completion": "{b}"},
+        "orders": {"count": 2},
+        "lora": lora,
+        "merges": {"resampled": {"merge_method": "parameter_selection_resample"}},
+        "evaluation": {"tasks": ["ordermerge_text"], **evaluation},
+    }
+    (directory / "experiment.yml").write_text(yaml.safe_dump(content))
+    return load_experiment(directory / "experiment.yml")
 
 
 def test_evaluation_settings_find_files_beside_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +36,8 @@ def test_evaluation_settings_find_files_beside_the_experiment(tmp_path: Path, mo
     (home / "a.txt").write_text("a")
     monkeypatch.chdir(tmp_path)
     given = {"test": ["a.txt", "b.txt"], "train": "a.txt"}
-    settings = evaluation_settings(experiment(home, include_path="tasks", metadata={"data_files": given, "x": 1}))
+    settings = experiment(home, include_path="tasks", metadata={"data_files": given, "x": 1}).evaluation
+    assert settings is not None
     found = str(home / "a.txt")
     assert settings.include_path == str(home / "tasks")
     assert settings.metadata == {"data_files": {"test": [found, "b.txt"], "train": found}, "x": 1}
@@ -46,16 +52,11 @@ def test_check_experiment_finds_missing_evaluation_data(tmp_path: Path, monkeypa
 
 
 def test_base_models_revision_is_the_one_merged_and_scored(tmp_path: Path) -> None:
-    pinned = experiment(tmp_path).model_copy(
-        update={
-            "model": ModelSection(path="org/base", revision="v1"),
-            "merges": {"resampled": {"merge_method": "parameter_selection_resample"}},
-        }
-    )
+    pinned = experiment(tmp_path, revision="v1")
     assert model_paths(pinned, tmp_path)["base"] == "org/base@v1"
     assert complete_recipe(pinned, tmp_path, "resampled")["base_model"] == "org/base@v1"
-    adapters = pinned.model_copy(update={"lora": {"r": 4}})
-    (first, _) = complete_recipe(adapters, tmp_path, "resampled")["models"]
+    (first, _) = complete_recipe(experiment(tmp_path, revision="v1", lora={"r": 4}), tmp_path, "resampled")["models"]
     assert ModelReference.parse(first["model"]).model.revision == "v1"
     (tmp_path / "org" / "base").mkdir(parents=True)
-    assert model_paths(pinned, tmp_path)["base"] == str(tmp_path / "org" / "base")
+    local = experiment(tmp_path, revision="v1")
+    assert model_paths(local, tmp_path)["base"] == str(tmp_path / "org" / "base")

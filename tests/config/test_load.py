@@ -44,11 +44,10 @@ def test_paths_start_at_the_file_then_at_the_working_directory(tmp_path: Path, m
     work.mkdir()
     (work / "base").mkdir()
     monkeypatch.chdir(work)
-    experiment = load(tmp_path)
-    assert experiment.model_path() == str(work / "base")
+    assert load(tmp_path).model.path == str(work / "base")
     (tmp_path / "base").mkdir()
-    assert experiment.model_path() == str(tmp_path / "base")
-    assert load(tmp_path, model={"path": "org/model"}).model_path() == "org/model"
+    assert load(tmp_path).model.path == str(tmp_path / "base")
+    assert load(tmp_path, model={"path": "org/model"}).model.path == "org/model"
 
 
 def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> None:

@@ -406,9 +406,7 @@ def test_too_few_samples_for_different_orders_are_refused(
 def test_a_base_that_cannot_be_loaded_is_named(tmp_path: Path, base: Path, write_experiment: Write):
     bare = shutil.copytree(base, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"`model.path`: the model of 'bare' \(/.*bare\) cannot be loaded: .*model.safetensors"
-    ):
+    with pytest.raises(UserError, match=r"`model.path`: the model of /.*bare cannot be loaded: .*model.safetensors"):
         train_orders(write_experiment(model={"path": "bare"}), tmp_path)
 
 

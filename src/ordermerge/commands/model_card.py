@@ -90,9 +90,9 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
     whole = [row for row in saved.rows if row.limit is None]
     card.data.model_name = merged.name
     card.data.eval_results = [_eval_result(row, saved.results[row.task]) for row in whole] or None
-    on_hub = experiment.locate(experiment.model.path) is None
+    on_hub = not experiment.model.is_local
     card.data.base_model = experiment.model.path if on_hub else card.data.base_model or None
-    if experiment.locate(experiment.data.train) is None:
+    if not Path(experiment.data.train).is_absolute():
         card.data.datasets = [experiment.data.train]
     card.save(file)
 

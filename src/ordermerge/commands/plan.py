@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ordermerge.commands.recipes import complete_recipe
-from ordermerge.config.schema import EvaluationSection, Experiment
+from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import Roles
 from ordermerge.eval.scoring.checks import check_evaluation
@@ -31,7 +31,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         read_data: Whether to read local training data too, which training itself would do soon after.
     """
     problems = check_training(experiment)
-    if problem := model_problem(experiment.model_path(), "hf"):
+    if problem := model_problem(experiment.model.path, "hf"):
         problems.append(f"`model.path`: {problem}")
     if read_data and not check_data(experiment) and data_file(experiment, "train"):
         try:
@@ -50,7 +50,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
             continue
         problems += [f"merges.{name}: {problem}" for problem in check_recipe(recipe, models_exist=False)]
     if experiment.evaluation:
-        problems += [f"evaluation: {problem}" for problem in check_evaluation(evaluation_settings(experiment))]
+        problems += [f"evaluation: {problem}" for problem in check_evaluation(experiment.evaluation)]
     return problems
 
 
@@ -63,7 +63,7 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
         experiment: The experiment.
         run_directory: Its run directory.
     """
-    base = identity(experiment.model_reference())
+    base = identity(experiment.model.reference)
     orders = order_steps(experiment, run_directory)
     trained = [fingerprint(step.inputs) for step in orders]
     merges = []
@@ -76,24 +76,8 @@ def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
     if not experiment.evaluation:
         return [*orders, *merges]
     models = {BASE: base, **{step.name: {"made_from": fingerprint(step.inputs)} for step in (*orders, *merges)}}
-    scored = evaluation_steps(models, evaluation_settings(experiment), run_directory / "eval")
+    scored = evaluation_steps(models, experiment.evaluation, run_directory / "eval")
     return [*orders, *merges, *scored]
-
-
-def evaluation_settings(experiment: Experiment) -> EvaluationSection:
-    """Return the evaluation section with its include path and the data files of its `metadata` found.
-
-    Args:
-        experiment: An experiment that has one.
-    """
-    settings = experiment.evaluation
-    assert settings is not None
-    found: dict[str, Any] = {}
-    if settings.include_path:
-        found["include_path"] = str(experiment.locate(settings.include_path) or settings.include_path)
-    if "data_files" in settings.metadata:
-        found["metadata"] = {**settings.metadata, "data_files": _found(experiment, settings.metadata["data_files"])}
-    return settings.model_copy(update=found)
 
 
 def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
@@ -118,15 +102,6 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
         draws=_draws(experiment.merges),
         validation_loss=losses if len(losses) == len(single) else {},
     )
-
-
-def _found(experiment: Experiment, data_files: Any) -> Any:
-    """Return a `data_files` entry (a name, a list, or either by split) with every file found."""
-    if isinstance(data_files, dict):
-        return {split: _found(experiment, files) for split, files in data_files.items()}
-    if isinstance(data_files, list):
-        return [_found(experiment, file) for file in data_files]
-    return str(experiment.locate(str(data_files)) or data_files)
 
 
 def _last_loss(folder: Path) -> float | None:

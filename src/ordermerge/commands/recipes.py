@@ -34,17 +34,16 @@ def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> d
     recipe: dict[str, Any] = {"merge_method": given.pop("merge_method", None)}
     policies = {method.spec.name: method.spec.contract.base for method in registered_methods()}
     if "base_model" in given:
-        given_base = given.pop("base_model")
-        recipe["base_model"] = str(experiment.locate(str(given_base)) or given_base)
+        recipe["base_model"] = given.pop("base_model")
     elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
-        recipe["base_model"] = experiment.model_reference()
+        recipe["base_model"] = experiment.model.reference
     directories = (run_directory / "orders" / str(order) for order in range(experiment.orders.count))
     prefix = ""
     if experiment.saves_adapters:
-        prefix = f"{experiment.model_reference()}+"
-        if "+" in f"{experiment.model_path()}{run_directory}":
+        prefix = f"{experiment.model.reference}+"
+        if "+" in f"{experiment.model.path}{run_directory}":
             raise UserError(
-                f"{run_directory if '+' in str(run_directory) else experiment.model_path()} has a + in its name, where "
+                f"{run_directory if '+' in str(run_directory) else experiment.model.path} has a + in its name, where "
                 "mergekit splits model and adapter; rename it, or set `lora.save_as: dense`"
             )
     recipe["models"] = [{"model": f"{prefix}{directory}"} for directory in directories]

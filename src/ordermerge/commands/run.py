@@ -12,7 +12,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
-from ordermerge.commands.plan import check_experiment, evaluation_settings, model_roles, plan
+from ordermerge.commands.plan import check_experiment, model_roles, plan
 from ordermerge.commands.recipes import complete_recipe, merge_options, write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.config.load import evaluation_section, load_experiment
@@ -185,14 +185,14 @@ def _evaluate(experiment: Experiment, run_directory: Path, steps: list[Step]) ->
     inputs = {step.name: step.inputs["model"] for step in steps if step.stage == "eval"}
     models = model_paths(experiment, run_directory)
     try:
-        return score_models(models, evaluation_settings(experiment), run_directory / "eval", inputs=inputs)
+        return score_models(models, experiment.evaluation, run_directory / "eval", inputs=inputs)
     except ScoringFailed as error:
         print_table(error.rows)
         raise
 
 
 def _compare(experiment: Experiment, run_directory: Path) -> ComparisonReport | None:
-    out, tasks = run_directory / "eval", evaluation_settings(experiment).tasks
+    out, tasks = run_directory / "eval", experiment.evaluation.tasks
     (out / COMPARISON_FILE).unlink(missing_ok=True)
     if not experiment.merges:
         return None

@@ -28,7 +28,9 @@ def load_experiment(path: Path) -> Experiment:
         path: The YAML file; or the resolved one of a run directory, whose relative paths start where the original's do.
 
     Returns:
-        The experiment, with defaults filled in.
+        The experiment, with defaults filled in, and with absolute paths for the files and folders that are there: found
+        from the experiment file, else from the working directory. What is not there stays as written: a hub id, or a
+        problem for whoever needs it.
 
     Raises:
         UserError: With every problem found: unreadable file, unknown keys, missing or wrong values.
@@ -37,9 +39,10 @@ def load_experiment(path: Path) -> Experiment:
     made_with = content.pop(MADE_WITH, None)
     original = made_with.get("file") if isinstance(made_with, dict) else None
     try:
-        return Experiment.model_validate({**content, "directory": Path(original or path.resolve()).parent})
+        experiment = Experiment.model_validate({**content, "directory": Path(original or path.resolve()).parent})
     except ValidationError as error:
         raise UserError([_sentence(detail) for detail in error.errors()], where=path) from None
+    return _with_absolute_paths(experiment)
 
 
 def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
@@ -83,6 +86,48 @@ def read_pairs(name: str, text: str) -> dict[str, Any]:
         return {key.strip(): _value(value) for key, _, value in pairs}
     except yaml.YAMLError:
         raise UserError(f"{name}: must be key=value,key=value or a JSON object; got {text!r}") from None
+
+
+def _with_absolute_paths(experiment: Experiment) -> Experiment:
+    """Return an experiment with every file and folder that it names found."""
+
+    def found(section: Any, *keys: str) -> Any:
+        named = {key: getattr(section, key) for key in keys}
+        return section.model_copy(
+            update={key: _find(text, experiment.directory) for key, text in named.items() if isinstance(text, str)}
+        )
+
+    evaluation = experiment.evaluation and found(experiment.evaluation, "include_path")
+    if evaluation and "data_files" in evaluation.metadata:
+        files = _find_all(evaluation.metadata["data_files"], experiment.directory)
+        evaluation = evaluation.model_copy(update={"metadata": {**evaluation.metadata, "data_files": files}})
+    merges = {
+        name: {key: _find(item, experiment.directory) if key == "base_model" and isinstance(item, str) else item
+               for key, item in recipe.items()}
+        for name, recipe in experiment.merges.items()
+    }  # fmt: skip
+    return experiment.model_copy(
+        update={
+            "model": found(experiment.model, "path"),
+            "data": found(experiment.data, "train", "validation"),
+            "orders": found(experiment.orders, "file"),
+            "merges": merges,
+            "evaluation": evaluation,
+        }
+    )
+
+
+def _find(named: str, directory: Path) -> str:
+    """Return the absolute path of a file or folder, looked for in a folder and in the working one; else the name."""
+    path = Path(named).expanduser()
+    return next((str(p.resolve()) for p in (directory / path, path) if p.exists()), named)
+
+
+def _find_all(named: Any, directory: Path) -> Any:
+    """Return a `data_files` entry (a name, a list, or either by split) with every file found."""
+    if isinstance(named, dict):
+        return {split: _find_all(files, directory) for split, files in named.items()}
+    return [_find_all(file, directory) for file in named] if isinstance(named, list) else _find(str(named), directory)
 
 
 def _sentence(detail: ErrorDetails) -> str:

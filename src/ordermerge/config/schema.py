@@ -25,6 +25,16 @@ class ModelSection(Section):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine, whose path is absolute once the experiment is loaded."""
+        return Path(self.path).is_absolute()
+
+    @property
+    def reference(self) -> str:
+        """The model as mergekit writes it: an absolute path, or hub id and revision as `id@revision`."""
+        return f"{self.path}@{self.revision}" if self.revision and not self.is_local else self.path
+
 
 class DataSection(Section):
     """The training data, and how a record becomes a sample.
@@ -174,7 +184,7 @@ class Experiment(Section):
         checkpoints: What is saved of a training before its end.
         merges: Name of each merge, and its mergekit recipe without the models.
         evaluation: What to score; None scores nothing.
-        directory: Folder of the experiment file, where its relative paths start.
+        directory: Folder of the experiment file, where its relative paths start; `load_experiment` has followed them.
     """
 
     name: Name
@@ -188,25 +198,7 @@ class Experiment(Section):
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()
 
-    def locate(self, path: str) -> Path | None:
-        """Return the absolute path of a file or folder that the experiment names, or None where there is none.
-
-        Args:
-            path: As written: relative to the experiment file, else to the working directory.
-        """
-        found = (p for p in (self.directory / path, Path(path)) if p.exists())
-        return next((p.resolve() for p in found), None)
-
     @property
     def saves_adapters(self) -> bool:
         """Whether the sub-models are LoRA adapters, which need their base model to be loaded."""
         return self.lora is not None and self.lora.get("save_as", "adapter") == "adapter"
-
-    def model_path(self) -> str:
-        """Return the base model as an absolute path, or as the hub id it then must be."""
-        return str(self.locate(self.model.path) or self.model.path)
-
-    def model_reference(self) -> str:
-        """Return the base model as mergekit writes it: an absolute path, or hub id and revision as `id@revision`."""
-        at = f"@{self.model.revision}" if self.model.revision and not self.locate(self.model.path) else ""
-        return f"{self.model_path()}{at}"

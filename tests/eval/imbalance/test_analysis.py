@@ -84,7 +84,7 @@ def times(run: Path) -> dict[str, int]:
 def test_losses_are_trls_own(trained: Path, tmp_path: Path, model: str) -> None:
     experiment = load_experiment(trained / "experiment.yml")
     folders = {
-        "base": experiment.model_path(),
+        "base": experiment.model.path,
         "order_1": trained / "orders" / "1",
         "selected": trained / "merges" / model,
     }
@@ -299,7 +299,7 @@ def test_an_adapter_is_read_with_its_base_model(run: Path) -> None:
 
 def with_checkpoints(run: Path, *steps: int, orders: int = 3) -> None:
     """Put the base model, moved a little towards the sub-model, where training keeps its checkpoints."""
-    base = load_file(Path(load_experiment(run / "experiment.yml").model_path()) / "model.safetensors")
+    base = load_file(Path(load_experiment(run / "experiment.yml").model.path) / "model.safetensors")
     for order in range(orders):
         folder = run / "orders" / str(order)
         trained = load_file(folder / "model.safetensors")
@@ -330,7 +330,7 @@ def test_losses_along_the_steps(run: Path) -> None:
         load_experiment(run / "experiment.yml"),
         shutil.copytree(run / "merges" / "average", run / "half"),
     )
-    base = load_file(Path(experiment.model_path()) / "model.safetensors")
+    base = load_file(Path(experiment.model.path) / "model.safetensors")
     middle = {n: torch.lerp(base[n], v, 0.5) for n, v in load_file(half / "model.safetensors").items()}
     save_file(middle, half / "model.safetensors", {"format": "pt"})
     machine, splits = measure_module.Machine(), load_splits(run, experiment)[1:]
