@@ -1,6 +1,8 @@
 """Complete mergekit recipes from an experiment's merges, each runnable by the stock command on its own."""
 
+import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,28 @@ def write_recipe(recipe: dict[str, Any], path: Path, out: Path, options: dict[st
     # The order of the keys is the order to be read in: what, inputs, parameters.
     body = yaml.dump(recipe, Dumper=ConfigYamlDumper, sort_keys=False)
     write_text(path, f"# {command}\n{body}")
+
+
+def loss_weights(losses: Sequence[float], temperature: float) -> list[float]:
+    """Return the weights of a merge's models from their validation losses: softmax(-loss / temperature).
+
+    A small temperature leaves the best model alone, a large one weighs all alike. From LM-Cocktail (Xiao et al.,
+    arXiv 2311.13534, equation 3), where the losses are those on a few examples of the task.
+
+    Args:
+        losses: Mean validation loss of each model, in nats; shape [K].
+        temperature: Above 0, in nats.
+
+    Returns:
+        K weights that sum to 1.
+
+    Raises:
+        UserError: If the temperature is not above 0, or a loss is not finite.
+    """
+    if not 0 < temperature < math.inf:
+        raise UserError(f"`weights.validation_loss` is a temperature, a number above 0; got {temperature!r}")
+    if bad := [loss for loss in losses if not math.isfinite(loss)]:
+        raise UserError(f"`weights.validation_loss` needs a finite validation loss of every model; got {bad[0]!r}")
+    smallest = min(losses)
+    terms = [math.exp((smallest - loss) / temperature) for loss in losses]  # the smallest loss cannot overflow
+    return [term / sum(terms) for term in terms]
