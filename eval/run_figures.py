@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.comparison.table import REFERENCES
-from ordermerge.eval.figures import COLOURS, save_figure
+from ordermerge.eval.figures import COLOURS, label, save_figure
 from ordermerge.eval.scoring.table import NO_FILTER
 
+MOST_PANELS = 12  # as many as can be looked at; more would take minutes to draw
 _WIDTH = 6.5
 _MARKERS = ("o", "s", "D")
 _EFFECT_COLUMNS = ("task", "metric", "filter", "model", "reference", "difference", "low", "high", "p_value_holm")
@@ -19,6 +20,8 @@ Curve = Sequence[tuple[int, float]]
 
 def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
     """Draw the difference of each merged model to each reference, with its interval.
+
+    Of more than `MOST_PANELS` metrics those are drawn where a difference is clearest; the CSV holds all.
 
     Args:
         report: At least one comparison.
@@ -30,6 +33,8 @@ def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
     panels: dict[tuple[str, str, str], list[Comparison]] = {}
     for one in report.comparisons:
         panels.setdefault((one.task, one.metric, one.filter), []).append(one)
+    clearest = sorted(panels, key=lambda key: max(map(_clarity, panels[key])), reverse=True)[:MOST_PANELS]
+    panels = {key: found for key, found in panels.items() if key in clearest}
     models = list(dict.fromkeys(one.model for one in report.comparisons))
 
     def paint(figure: Figure) -> None:
@@ -41,6 +46,12 @@ def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
     height = 0.9 + len(panels) * (0.9 + 0.45 * len(models))
     rows = [[getattr(one, column) for column in _EFFECT_COLUMNS] for one in report.comparisons]
     return save_figure(stem, (_WIDTH, height), paint, _EFFECT_COLUMNS, rows)
+
+
+def _clarity(one: Comparison) -> float:
+    """Return a difference in units of half its interval."""
+    half = (one.high - one.low) / 2
+    return abs(one.difference) / half if half > 0 else float(one.difference != 0)
 
 
 def _paint_effects(axes: Axes, key: tuple[str, str, str], found: list[Comparison], models: list[str]) -> None:
@@ -63,12 +74,12 @@ def _paint_effects(axes: Axes, key: tuple[str, str, str], found: list[Comparison
             label=REFERENCES[reference],
         )
     axes.axvline(0, color="#000000", linewidth=0.8)
-    axes.set_yticks(range(len(models)), models)
+    axes.set_yticks(range(len(models)), [label(model) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     task, metric, filter_name = key
     direction = {True: " (right: better)", False: " (left: better)", None: ""}[found[0].higher_is_better]
-    axes.set_xlabel(f"difference in {metric}{direction}")
-    axes.set_title(task if filter_name == NO_FILTER else f"{task}, {filter_name}", loc="left")
+    axes.set_xlabel(label(f"difference in {metric}{direction}", 60))
+    axes.set_title(label(task if filter_name == NO_FILTER else f"{task}, {filter_name}", 60), loc="left")
 
 
 def learning_figure(losses: Mapping[str, Curve], eval_losses: Mapping[str, Curve], stem: Path) -> list[Path]:

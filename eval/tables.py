@@ -1,13 +1,39 @@
-"""Tables in a terminal or a pipe, with nothing cut."""
+"""Tables: in a terminal or a pipe, with nothing cut, and in Markdown."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING
+
+from ordermerge.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 UNLIMITED = 10_000
+# What Markdown takes for more than itself; an underscore within a word is none of it.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|<(?=[A-Za-z/!?])|&(?=[A-Za-z#])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def markdown_text(text: str) -> str:
+    """Return a text, such as a task's name, that Markdown shows as it is, in one line and within a table's cell.
+
+    Args:
+        text: The text.
+    """
+    return _MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
+
+
+def markdown_rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        header: The columns' titles.
+        lines: The cells.
+    """
+    cells = [[markdown_text(cell) for cell in line] for line in (header, *lines)]
+    cells.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def print_columns(
@@ -24,6 +50,7 @@ def print_columns(
     from rich.console import Console
     from rich.text import Text
 
+    header, lines = [printable(title) for title in header], [[printable(cell) for cell in line] for line in lines]
     console = Console(file=file or sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = UNLIMITED  # rich takes a pipe to be 80 columns wide
@@ -42,7 +69,7 @@ def print_columns(
     for columns in tables:
         console.print(_rich_table(columns, titles, lines))
     for note in notes:
-        console.print(Text(note), soft_wrap=True)
+        console.print(Text(printable(note)), soft_wrap=True)
 
 
 def _stacked(title: str) -> str:

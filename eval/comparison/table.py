@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import IO
 
+from ordermerge.errors import printable
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits, limit_note
-from ordermerge.eval.tables import print_columns
+from ordermerge.eval.tables import markdown_rows, markdown_text, print_columns
 
 REFERENCES = {
     "single_mean": "the mean of the single models",
@@ -25,15 +26,15 @@ def markdown_comparison(report: ComparisonReport) -> str:
         report: The comparison.
     """
     parts: list[str] = []
+    last = None
     for heading, against, comparisons in _blocks(report):
-        if f"### {heading}" not in parts:
-            parts.append(f"### {heading}")
+        if heading != last:
+            parts.append(f"### {markdown_text(heading)}")
+        last = heading
         header = ["model", "difference", f"{report.confidence:.0%} interval", "p", "p (Holm)", "detectable"]
-        lines = [header, ["---"] * len(header)]
-        lines += [[*_cells(one), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(f"{against}:\n\n{table}")
-    return "\n\n".join([*parts, *comparison_notes(report)]) + "\n"
+        lines = [[*_cells(one), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons]
+        parts.append(f"{markdown_text(against)}:\n\n{markdown_rows(header, lines)}")
+    return "\n\n".join([*parts, *map(markdown_text, comparison_notes(report))]) + "\n"
 
 
 def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> None:
@@ -46,13 +47,13 @@ def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> N
     last = None
     for heading, against, comparisons in _blocks(report):
         if heading != last:
-            print(heading, file=file)
+            print(printable(heading), file=file)
         last = heading
-        print(f"{against}:", file=file)
+        print(printable(f"{against}:"), file=file)
         header = ["model", "difference", f"{report.confidence:.0%} interval", "p (Holm)"]
         print_columns(header, [[*_cells(one), _p(one.p_value_holm)] for one in comparisons], file=file)
     for note in comparison_notes(report):
-        print(note, file=file)
+        print(printable(note), file=file)
 
 
 def comparison_notes(report: ComparisonReport) -> list[str]:

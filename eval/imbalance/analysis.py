@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 import numpy as np
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.figures import anchor_figure, position_figure, steps_figure
@@ -16,6 +18,14 @@ from ordermerge.provenance import record
 from ordermerge.run_directory import open_run
 
 BINS = 10
+FIGURES = ("figure_1_first", "figure_1_last", "figure_3_first", "figure_3_last", "figure_4")
+
+
+@with_config(ConfigDict(extra="allow"))
+class Findings(TypedDict):
+    """What is read again of `imbalance.json`."""
+
+    in_words: list[str]
 
 
 def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from ordermerge.eval.tables import print_columns
+from ordermerge.eval.tables import markdown_rows, markdown_text, print_columns
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 NO_FILTER = "none"
@@ -70,9 +70,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
         rows: Scores of any models and tasks.
     """
     header, lines = _layout(rows)
-    cells = [["model", *header], ["---"] * (len(header) + 1), *lines]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
-    return table + "\n\n" + "\n\n".join(notes(rows)) + "\n"
+    return "\n\n".join([markdown_rows(["model", *header], lines), *map(markdown_text, notes(rows))]) + "\n"
 
 
 def print_table(rows: Sequence[Row], file: IO[str] | None = None) -> None:

@@ -1,12 +1,31 @@
 """What the console shows: one line at a time, and progress bars where someone watches."""
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import datasets
-from transformers.utils import logging
+import click
+
+from ordermerge.errors import printable
+
+
+def say(line: object, *, err: bool = True) -> None:
+    """Print a line; what would drive a terminal is written out.
+
+    Args:
+        line: Text, or what is shown as its text.
+        err: Whether it is about the work (standard error), not its result.
+    """
+    click.echo(printable(str(line)), err=err)
+
+
+def take_any_text() -> None:
+    """Let standard output and error take text that their encoding lacks, such as an arrow in a Windows code page."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def is_interactive() -> bool:
@@ -17,6 +36,9 @@ def is_interactive() -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Switch the libraries' progress bars off for a while, unless someone watches; and a warning meant for PEFT."""
+    import datasets
+    from transformers.utils import logging
+
     datasets_bars, transformers_bars = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     if not is_interactive():
         datasets.disable_progress_bars()

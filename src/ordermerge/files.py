@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ordermerge.errors import UserError
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
@@ -127,28 +125,6 @@ def fingerprint_path(path: Path) -> str:
     files = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
     visible = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
     return fingerprint({p.relative_to(path).as_posix(): fingerprint_file(p) for p in visible})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose root is a mapping.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If it is missing, unreadable, not YAML, or its root is something else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file (looked in {path.resolve().parent})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a YAML mapping (`key: value` lines); got {type(content).__name__}")
-    return content
 
 
 def checkpoint_bytes(folder: Path, dtype: str | None = None) -> int:

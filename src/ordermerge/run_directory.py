@@ -1,21 +1,46 @@
 """The run directory: its files' names, and their readers."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import ConfigDict, Field, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from typing_extensions import TypedDict
 
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
 from ordermerge.models import MERGE_MARKER
+from ordermerge.readers import read_json
 
 PERMUTATIONS = "order/permutations.safetensors"
+ORDER_RECORD = "order/order.json"
 BASE = "base"
+
+
+class LossAt(TypedDict):
+    """A loss along the training."""
+
+    step: int
+    loss: float
+
+
+@with_config(ConfigDict(extra="allow"))
+class OrderRecord(TypedDict):
+    """What is read again of `order.json`."""
+
+    order: int
+    batch_size: Annotated[int, Field(gt=0)]
+    dataset_fingerprint: str | None
+    steps: int
+    samples_consumed: int
+    seconds: float
+    losses: list[LossAt]
+    eval_losses: list[LossAt]
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,22 @@ def read_positions(run: Path, count: int) -> tuple[dict[int, OrderPositions], li
         except UserError as error:
             problems += error.problems
     return found, problems
+
+
+def order_record(folder: Path) -> OrderRecord | None:
+    """Read the record of an order; None where there is none, as in a sub-model of someone else's or an unfinished one.
+
+    Args:
+        folder: The sub-model.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    path = folder / ORDER_RECORD
+    if not path.exists():
+        return None
+    found: OrderRecord = read_json(path, OrderRecord, remedy="train the order anew: `ordermerge run --force train`")
+    return found
 
 
 def losses_file(run: Path, model: str) -> Path:
@@ -127,14 +168,6 @@ def _read_order(folder: Path) -> OrderPositions:
     everyone = torch.arange(len(ids)).expand_as(permutations)
     if permutations.ndim != 2 or not torch.equal(permutations.sort(dim=1).values, everyone):
         raise UserError(f"{path}: `permutations` must hold, in each line, each number from 0 to {len(ids) - 1} once")
-    record = _read_record(folder / "order" / "order.json")
-    return OrderPositions(
-        ids, permutations.argsort(dim=1), record.get("batch_size") or 1, record.get("dataset_fingerprint")
-    )
-
-
-def _read_record(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # an order of someone else's has none
-        return {}
+    record = order_record(folder)
+    batch, data = (record["batch_size"], record["dataset_fingerprint"]) if record else (1, None)
+    return OrderPositions(ids, permutations.argsort(dim=1), batch, data)

@@ -32,7 +32,7 @@ REPORT = ComparisonReport(COMPARISONS, [], [], "test_score", None, 0.95, 0.8, 99
 
 def test_page_inlines_pictures_in_the_colours_of_the_page(tmp_path: Path) -> None:
     (tmp_path / "one.svg").write_text(SVG)
-    page = html_page("# Title\n\n![What it shows](one.png)", "Title", tmp_path)
+    page = html_page("# Title\n\n![What it shows](one.png)", "Title", tmp_path, [tmp_path / "one.png"])
     assert '<svg><path style="fill: none"/><path style="stroke: currentColor"/></svg>' in page
     assert "<figcaption>What it shows</figcaption>" in page
     assert "<?xml" not in page
@@ -40,7 +40,7 @@ def test_page_inlines_pictures_in_the_colours_of_the_page(tmp_path: Path) -> Non
 
 
 def test_page_shows_markup_of_names_as_text_and_lets_wide_tables_scroll(tmp_path: Path) -> None:
-    page = html_page("| a<script>b |\n| --- |\n| 1 |", "x<y", tmp_path)
+    page = html_page("| a<script>b |\n| --- |\n| 1 |", "x<y", tmp_path, [])
     assert "<script>" not in page
     assert "a&lt;script&gt;b" in page
     assert "<title>x&lt;y</title>" in page

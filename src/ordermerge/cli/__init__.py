@@ -6,12 +6,14 @@ import click
 
 from ordermerge import __version__
 from ordermerge.cli import analysis, evaluation, pipeline
+from ordermerge.console import take_any_text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ordermerge")
 def main() -> None:
     """Fine-tune one model on the same data in several orders, merge the results, and score what it bought."""
+    take_any_text()
     # Fast enough to never notice, and it keeps tokenizers from warning about every fork.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

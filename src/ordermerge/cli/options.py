@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, printable, shortened
 
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
@@ -74,7 +74,7 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
             if isinstance(error, (UserError, OSError)) or type(error).__name__ == "SafetensorError":
-                raise click.ClickException(str(error)) from error
+                raise click.ClickException(shortened(printable(str(error)))) from error
             raise
 
     return wrapped

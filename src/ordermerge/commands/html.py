@@ -1,7 +1,7 @@
 """A Markdown report as one self-contained HTML file: pictures inlined, no network, light and dark, wide and narrow."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -51,20 +51,25 @@ $body
 _INK, _PAPER = "#000000", "fill: #ffffff"
 
 
-def html_page(markdown: str, title: str, folder: Path) -> str:
+def html_page(markdown: str, title: str, folder: Path, pictures: Collection[Path]) -> str:
     """Return a page; an image `NAME.png` is inlined from `NAME.svg` beside it, and follows the page's colours.
+
+    An SVG may hold scripts: no other than the pictures named here is inlined, whatever the text refers to.
 
     Args:
         markdown: CommonMark with tables; HTML in it is shown as text.
         title: Of the page.
         folder: Where the images' paths start.
+        pictures: The images that may be shown.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         token = tokens[index]
-        picture = (folder / str(token.attrs["src"])).with_suffix(".svg")
-        caption = html.escape(token.content)
+        caption, picture = html.escape(token.content), folder / str(token.attrs["src"])
+        if picture not in pictures:
+            return caption
+        picture = picture.with_suffix(".svg")
         return (
             f'<figure role="img" aria-label="{caption}">{_inline(picture)}<figcaption>{caption}</figcaption></figure>'
         )
@@ -82,5 +87,10 @@ def html_page(markdown: str, title: str, folder: Path) -> str:
 
 def _inline(picture: Path) -> str:
     """Return an SVG file's element, without the XML head, in the page's colours."""
-    text = picture.read_text(encoding="utf-8")
+    try:
+        text = picture.read_text(encoding="utf-8")
+    except (OSError, ValueError):  # half of a pair, of a figure that is not drawn anew for the report
+        return ""
+    if "<svg" not in text or not text.endswith("</svg>\n"):
+        return ""
     return text[text.index("<svg") :].replace(_PAPER, "fill: none").replace(_INK, "currentColor").strip()

@@ -16,11 +16,12 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.model_card import complete_card
 from ordermerge.errors import UserError
-from ordermerge.files import checkpoint_bytes, fingerprint, new_directory, read_yaml, require_space
+from ordermerge.files import checkpoint_bytes, fingerprint, new_directory, require_space
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import MERGE_MARKER
 from ordermerge.provenance import record
+from ordermerge.readers import read_yaml
 from ordermerge.stages import mark_done
 
 # What makes a checkpoint's text come out right, taken from the first sub-model: mergekit takes it from the base.

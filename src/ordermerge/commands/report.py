@@ -1,7 +1,7 @@
 """The report of a run, report.md and report.html: what it found, and how to get every number of it again."""
 
-import json
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,15 @@ from ordermerge.errors import UserError
 from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport, load_comparison
 from ordermerge.eval.comparison.table import REFERENCES, markdown_comparison
-from ordermerge.eval.run_figures import effect_figure, learning_figure
+from ordermerge.eval.imbalance.analysis import FIGURES as IMBALANCE_FIGURES
+from ordermerge.eval.imbalance.analysis import Findings
+from ordermerge.eval.run_figures import MOST_PANELS, effect_figure, learning_figure
 from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
-from ordermerge.files import read_yaml, write_text
-from ordermerge.run_directory import model_paths, open_run
+from ordermerge.eval.tables import markdown_text
+from ordermerge.files import write_text
+from ordermerge.readers import read_json, read_yaml
+from ordermerge.run_directory import OrderRecord, model_paths, open_run, order_record
 
 EXPERIMENT = "experiment.yml"
 FIGURES = "figures"
@@ -41,45 +45,42 @@ def write_report(run_directory: Path) -> Path:
     experiment = open_run(run_directory)
     resolved = read_yaml(run_directory / EXPERIMENT)
     made = resolved.pop(MADE_WITH, None)
-    orders = [_order_record(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)]
+    orders = [_trained(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     rows = load_rows(run_directory / "eval", model_paths(experiment, run_directory), tasks)
+    pictures: list[Path] = []
     sections = {
         "Scores": _scores(rows),
-        "What merging changed": _comparison(run_directory, rows),
-        "Learning curves": _learning(run_directory, orders),
-        "Position of samples": _imbalance(run_directory),
+        "What merging changed": _comparison(run_directory, rows, pictures),
+        "Learning curves": _learning(run_directory, orders, pictures),
+        "Position of samples": _imbalance(run_directory, pictures),
         "Models": _models(experiment),
         "Cost": _cost(experiment, orders),
         "Reproduce": _reproduce(run_directory, made) if made else "",
-        "Experiment": f"```yaml\n{yaml.safe_dump(resolved, sort_keys=False).rstrip()}\n```",
+        "Experiment": _fenced(yaml.safe_dump(resolved, sort_keys=False), "yaml"),
     }
     parts = [f"# {experiment.name}", *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text)]
     text = "\n\n".join(parts) + "\n"
     report = run_directory / "report.md"
     write_text(report, text)
-    write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory))
+    write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory, pictures))
     return report
 
 
-def _order_record(folder: Path) -> dict[str, Any]:
-    marker = folder / "order" / "order.json"
-    try:
-        return json.loads(marker.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: not trained yet; `ordermerge run` trains it and writes the report") from None
-    except ValueError as error:
-        raise UserError(f"{marker}: damaged ({error}); redo the order with `--force train`") from None
+def _trained(folder: Path) -> OrderRecord:
+    if record := order_record(folder):
+        return record
+    raise UserError(f"{folder}: not trained yet; `ordermerge run` trains it and writes the report")
 
 
 def _scores(rows: list[Row]) -> str:
     if not rows:
         return "Nothing was evaluated: the experiment has no `evaluation` section, or `ordermerge run` did not finish."
-    sizes = dict.fromkeys(f"{row.task}: {row.n:,} documents." for row in rows if row.n is not None)
+    sizes = dict.fromkeys(f"{markdown_text(row.task)}: {row.n:,} documents." for row in rows if row.n is not None)
     return "\n\n".join([markdown_table(rows).rstrip(), *sizes, "From lm-eval's results, `eval/MODEL/results_*.json`."])
 
 
-def _comparison(run_directory: Path, rows: list[Row]) -> str:
+def _comparison(run_directory: Path, rows: list[Row], pictures: list[Path]) -> str:
     file = run_directory / "eval" / COMPARISON
     if not rows or not file.exists():
         return ""
@@ -87,7 +88,10 @@ def _comparison(run_directory: Path, rows: list[Row]) -> str:
     parts = list(in_short(report))
     if report.comparisons:
         figure, *_ = effect_figure(report, run_directory / FIGURES / "effects")
-        parts.append(_picture(run_directory, figure, f"Differences with their {report.confidence:.0%} intervals"))
+        caption = f"Differences with their {report.confidence:.0%} intervals"
+        if (metrics := len({(one.task, one.metric, one.filter) for one in report.comparisons})) > MOST_PANELS:
+            caption += f": the {MOST_PANELS} of {metrics} metrics where they are clearest"
+        parts.append(_picture(pictures, run_directory, figure, caption))
     parts += [
         markdown_comparison(report),
         f"From `eval/{COMPARISON}`, which names the sample files behind each number.",
@@ -96,70 +100,89 @@ def _comparison(run_directory: Path, rows: list[Row]) -> str:
 
 
 def in_short(report: ComparisonReport) -> Iterator[str]:
-    """Yield for each metric, as Markdown, how many merged models differ from each reference.
+    """Yield, as Markdown, how many merged models differ from each reference: by metric, or where many, over all.
 
     Args:
         report: The comparison.
     """
-    groups: dict[tuple[str, str, str], dict[str, list[Comparison]]] = {}
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
     for one in report.comparisons:
-        groups.setdefault((one.task, one.metric, one.filter), {}).setdefault(one.reference, []).append(one)
-    for (task, metric, filter_name), references in groups.items():
-        first = next(iter(references.values()))[0]
-        title = f"{task} {metric}{'' if filter_name == NO_FILTER else ' ' + filter_name}"
-        lines = [f"{title}{ARROWS[first.higher_is_better]}, p corrected for {len(report.comparisons)} comparisons:", ""]
-        for name in REFERENCES:
-            if found := references.get(name):
-                sure = [one for one in found if one.p_value_holm < _ALPHA]
-                up = sum(one.difference > 0 for one in sure)
-                lines.append(
-                    f"- against {REFERENCES[name]}: of {len(found)} merged models {up} higher, {len(sure) - up} lower, "
-                    f"{len(found) - len(sure)} not told apart"
-                )
-        yield "\n".join(lines)
+        groups.setdefault((one.task, one.metric, one.filter), []).append(one)
+    corrected = f"p corrected for {len(report.comparisons)} comparisons"
+    if len(groups) > MOST_PANELS:
+        yield "\n".join([f"{len(groups)} metrics, {corrected}:", "", *_tallies(report.comparisons, "comparisons")])
+        return
+    for (task, metric, filter_name), found in groups.items():
+        title = markdown_text(f"{task} {metric}{'' if filter_name == NO_FILTER else ' ' + filter_name}")
+        head = f"{title}{ARROWS[found[0].higher_is_better]}, {corrected}:"
+        yield "\n".join([head, "", *_tallies(found, "merged models")])
 
 
-def _learning(run_directory: Path, orders: list[dict[str, Any]]) -> str:
+def _tallies(comparisons: list[Comparison], what: str) -> Iterator[str]:
+    for name, words in REFERENCES.items():
+        if found := [one for one in comparisons if one.reference == name]:
+            sure = [one for one in found if one.p_value_holm < _ALPHA]
+            up = sum(one.difference > 0 for one in sure)
+            yield (
+                f"- against {words}: of {len(found)} {what} {up} higher, {len(sure) - up} lower, "
+                f"{len(found) - len(sure)} not told apart"
+            )
+
+
+def _learning(run_directory: Path, orders: list[OrderRecord], pictures: list[Path]) -> str:
     curves = {
         kind: {
-            f"order_{record['order']}": [(entry["step"], entry["loss"]) for entry in record.get(kind, [])]
+            f"order_{record['order']}": [(entry["step"], entry["loss"]) for entry in entries]
             for record in orders
+            for entries in [record["losses"] if kind == "losses" else record["eval_losses"]]
         }
         for kind in ("losses", "eval_losses")
     }
     if not all(curves["losses"].values()):
         return ""
     figure, *_ = learning_figure(curves["losses"], curves["eval_losses"], run_directory / FIGURES / "learning")
-    return _picture(run_directory, figure, "Loss along the training steps") + "\n\nFrom `orders/K/order/order.json`."
+    picture = _picture(pictures, run_directory, figure, "Loss along the training steps")
+    return f"{picture}\n\nFrom `orders/K/order/order.json`."
 
 
-def _imbalance(run_directory: Path) -> str:
+def _imbalance(run_directory: Path, pictures: list[Path]) -> str:
     folder = run_directory / "imbalance"
     if not (folder / "imbalance.json").exists():
         return ""
-    words = json.loads((folder / "imbalance.json").read_text(encoding="utf-8"))["in_words"]
-    pictures = [_picture(run_directory, path, path.stem.replace("_", " ")) for path in sorted(folder.glob("*.png"))]
-    return "\n\n".join(["\n".join(f"- {line}" for line in words), *pictures, "From `imbalance/imbalance.json`."])
+    remedy = f"run `ordermerge imbalance {run_directory}` again, or delete it"
+    words = read_json(folder / "imbalance.json", Findings, remedy=remedy)["in_words"]
+    drawn = [folder / f"{name}.png" for name in IMBALANCE_FIGURES]
+    shown = [_picture(pictures, run_directory, path, path.stem.replace("_", " ")) for path in drawn if path.is_file()]
+    lines = "\n".join(f"- {markdown_text(line)}" for line in words)
+    return "\n\n".join([lines, *shown, "From `imbalance/imbalance.json`."])
 
 
-def _picture(run_directory: Path, path: Path, caption: str) -> str:
+def _picture(pictures: list[Path], run_directory: Path, path: Path, caption: str) -> str:
+    """Return a figure of ours in Markdown, and note it among those that the page may show."""
+    pictures.append(path)
     return f"![{caption}]({path.relative_to(run_directory).as_posix()})"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """Return a block of code, within a fence that the text does not hold."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _models(experiment: Experiment) -> str:
     orders, count = experiment.orders, experiment.orders.count
-    drawn = f"seed {orders.seed}" if orders.file is None else f"from {orders.file}"
+    drawn = f"seed {orders.seed}" if orders.file is None else f"from {markdown_text(orders.file)}"
     lines = [
-        f"- `base`: {experiment.model.path}, before fine-tuning",
+        f"- `base`: {markdown_text(experiment.model.path)}, before fine-tuning",
         f"- `order_0` to `order_{count - 1}`: sub-models, one for each of {count} orders of the same data "
         f"(strategy `{orders.strategy}`, {drawn})",
     ]
     for name, recipe in experiment.merges.items():
-        lines.append(f"- `{name}`: the {count} sub-models merged with `{recipe.get('merge_method')}`")
+        lines.append(f"- `{name}`: the {count} sub-models merged with {markdown_text(str(recipe.get('merge_method')))}")
     return "\n".join(lines)
 
 
-def _cost(experiment: Experiment, orders: list[dict[str, Any]]) -> str:
+def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
     """Say what the merged models cost, because training once for longer is the alternative to them."""
     consumed = sum(order["samples_consumed"] for order in orders)
     seconds = sum(order["seconds"] for order in orders)
@@ -174,11 +197,12 @@ def _cost(experiment: Experiment, orders: list[dict[str, Any]]) -> str:
 
 def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    lines = [
-        "```",
+    commands = [
         shlex.join(["ordermerge", "run", _typed(Path(made["file"])), "--runs-dir", _typed(run_directory.parent)]),
         shlex.join(["ordermerge", "report", _typed(run_directory)]),
-        "```",
+    ]
+    lines = [
+        _fenced("\n".join(commands)),
         "",
         "- orders: `orders/K/order/` (what was trained on, when), recipes: `recipes/NAME.yml` (each names its command)",
         "- scores: `eval/MODEL/` holds lm-eval's own result and sample files",

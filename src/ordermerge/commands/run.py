@@ -24,11 +24,12 @@ from ordermerge.eval.comparison.record import ComparisonReport, write_comparison
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.table import Row, print_table
-from ordermerge.files import partial_directory, read_yaml, write_text
+from ordermerge.files import partial_directory, write_text
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import model_names
 from ordermerge.provenance import record
+from ordermerge.readers import read_yaml
 from ordermerge.run_directory import model_paths
 from ordermerge.stages import STAGES, Step, unfinished
 from ordermerge.train.distributed import on_main

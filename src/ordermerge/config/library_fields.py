@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ordermerge.errors import UserError, did_you_mean
+from ordermerge.errors import UserError, did_you_mean, quoted
 
 
 class Fields:
@@ -61,17 +61,21 @@ class Fields:
         """
         hint = _hints(self._config).get(name, Any)
         try:
-            return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            return TypeAdapter(
+                hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+            ).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
-            raise UserError(f"`{self._section}.{name}`: {message[0].lower()}{message[1:]}; got {value!r}") from None
+            raise UserError(
+                f"`{self._section}.{name}`: {message[0].lower()}{message[1:]}; got {quoted(value)}"
+            ) from None
 
     def _refusal(self, name: str, value: Any) -> str | None:
         known = {field.name: field.default for field in fields(self._config) if field.init}
         where = f"`{self._section}.{name}`"
         if name in self._owned or (name in self._refused and value != known.get(name, MISSING)):
             why = self._owned.get(name) or self._refused[name]
-            return f"{where} cannot be set: {why}; got {value!r}, remove it"
+            return f"{where} cannot be set: {why}; got {quoted(value)}, remove it"
         if name in known or name in self._ours:
             return None
         # The whole list of some 150 would bury the problem.

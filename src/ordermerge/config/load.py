@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from ordermerge.config.schema import (
     MADE_WITH,
     EvaluationSection,
     Experiment,
 )
-from ordermerge.errors import UserError, did_you_mean
-from ordermerge.files import read_yaml
+from ordermerge.errors import UserError, did_you_mean, quoted
+from ordermerge.readers import parse_yaml, read_yaml
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -77,15 +76,17 @@ def read_pairs(name: str, text: str) -> dict[str, Any]:
     Raises:
         UserError: If it is neither.
     """
+    refusal = UserError(f"{name}: must be key=value,key=value or a JSON object; got {quoted(text)}")
     try:
         if text.lstrip().startswith("{"):
-            return dict(yaml.safe_load(text))  # JSON is YAML
+            return dict(from_json(text, allow_inf_nan=False))
         pairs = [pair.partition("=") for pair in re.split(r",(?![^\[{]*[\]}])", text)]
         if bad := [key for key, equals, _ in pairs if not equals]:
-            raise UserError(f"{name}: must be key=value,key=value; got {bad[0]!r} in {text!r}")
-        return {key.strip(): _value(value) for key, _, value in pairs}
-    except yaml.YAMLError:
-        raise UserError(f"{name}: must be key=value,key=value or a JSON object; got {text!r}") from None
+            refusal = UserError(f"{name}: must be key=value,key=value; got {quoted(bad[0])} in {quoted(text)}")
+            raise refusal
+        return {key.strip(): _value(name, value) for key, _, value in pairs}
+    except ValueError:
+        raise refusal from None
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -140,8 +141,8 @@ def _sentence(detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return f"`{where}` {detail['ctx']['error']}"
     if detail["type"] == "string_pattern_mismatch":
-        return f"`{where}` must be a plain name (letters, digits, `.`, `_`, `-`); got {detail['input']!r}"
-    return f"`{where}`: {detail['msg'][0].lower()}{detail['msg'][1:]}; got {detail['input']!r}"
+        return f"`{where}` must be a plain name (letters, digits, `.`, `_`, `-`); got {quoted(detail['input'])}"
+    return f"`{where}`: {detail['msg'][0].lower()}{detail['msg'][1:]}; got {quoted(detail['input'])}"
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
@@ -154,6 +155,6 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
     return [name for name in fields if name != "directory"]
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     # YAML 1.1 takes 1e-5 for text.
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else parse_yaml(text, name)

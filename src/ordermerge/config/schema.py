@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from ordermerge.errors import quoted
+
 
 class Section(BaseModel):
     """A part of an experiment file; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -106,7 +108,7 @@ def _check_cadence(value: object) -> object:
     steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if steps or (isinstance(value, float) and 0 < value <= 1):
         return value
-    raise ValueError(f"must be a number of steps (50) or a fraction of the training (0.25); got {value!r}")
+    raise ValueError(f"must be a number of steps (50) or a fraction of the training (0.25); got {quoted(value)}")
 
 
 Cadence = Annotated[int | float, BeforeValidator(_check_cadence)]
