@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from ordermerge.errors import UserError
+from ordermerge.files import file_records
 from ordermerge.stages import Step, mark_done, unfinished
 
 INPUTS = {"orders": {"seed": 0, "strategy": "random"}, "files": ["a"]}
@@ -14,7 +15,7 @@ def step(tmp_path: Path, inputs: dict[str, Any], name: str = "x", stage: str = "
 
 
 def done(tmp_path: Path, inputs: dict[str, Any], name: str = "x") -> None:
-    mark_done(tmp_path / name / "marker.json", inputs, {"seconds": 1})
+    mark_done(tmp_path / name / "marker.json", inputs, {"seconds": 1}, files={})
 
 
 def test_done_only_after_marking_with_the_same_inputs(tmp_path: Path) -> None:
@@ -55,3 +56,25 @@ def test_unfinished_keeps_the_order_and_reports_all_changes_together(tmp_path: P
     with pytest.raises(UserError) as caught:
         unfinished(steps)
     assert [problem.split()[0] for problem in caught.value.problems] == [str(tmp_path / name) for name in ("c", "a")]
+
+
+def test_a_step_is_done_again_when_what_it_needs_was_made_anew_and_differently(tmp_path: Path) -> None:
+    def make(content: str) -> None:
+        (tmp_path / "need").mkdir(exist_ok=True)
+        (tmp_path / "need" / "weights").write_text(content)
+        (tmp_path / "need" / "README.md").write_text(content)  # a note
+        mark_done(tmp_path / "need" / "m.json", {}, {"seconds": len(content)}, files=file_records(tmp_path / "need"))
+
+    need = Step("train", "need", tmp_path / "need", "m.json", {})
+    step = Step("merge", "x", tmp_path / "x", "m.json", INPUTS, (need,))
+    make("one")
+    assert not step.is_done()
+    mark_done(tmp_path / "x" / "m.json", INPUTS, {}, files={}, made_from=step.made_from())
+    assert step.is_done()
+    (tmp_path / "need" / "README.md").write_text("more")
+    make("one")
+    assert step.is_done()
+    make("another")
+    assert not step.is_done()
+    (tmp_path / "need" / "m.json").unlink()
+    assert not step.is_done()

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ordermerge.console import is_interactive
 from ordermerge.errors import UserError
+from ordermerge.run_directory import order_name
 from ordermerge.train import distributed
 from ordermerge.train.checkpointing import Saves, TrainingIdentity, mark_complete
 from ordermerge.train.trainer import OrderTrainer
@@ -101,7 +102,7 @@ class Saver(TrainerCallback):
         args = self._trainer.args
         met = interleave(distributed.gather(self._trainer.seen_ids), args.per_device_train_batch_size)
         planned = self._sample_ids[self._trainer.permutations[epoch]]
-        where = f"order_{self._training.inputs['order']}, epoch {epoch}"
+        where = f"{order_name(self._training.inputs['order'])}, epoch {epoch}"
         self.repeats += count_repeats(met, planned, where, drop_last=args.dataloader_drop_last)
         self.consumed += len(met)
         del self._trainer.seen_ids[:]

@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import safe_globals
 from ordermerge.config.schema import CheckpointsSection, Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import new_directory, partial_directory, require_space, write_json
+from ordermerge.run_directory import CHECKPOINTS
 from ordermerge.stages import changes
 from ordermerge.train import distributed
 from ordermerge.train.distributed import say
@@ -30,7 +31,6 @@ from ordermerge.train.distributed import say
 _COMPLETE = "complete.json"
 LOGS = "logs"
 _STATE = "state"
-KEPT = "checkpoints"  # folder in a sub-model's, with a folder `step-N` for each
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def prepare_resume_point(partial: Path, training: TrainingIdentity) -> ResumePoi
         UserError: If what is there needs another number of processes.
     """
     start = find_resume_point(state_directory(partial), training)
-    for path in [*partial.glob(f"{KEPT}/step-*"), *partial.iterdir()]:
+    for path in [*partial.glob(f"{CHECKPOINTS}/step-*"), *partial.iterdir()]:
         if start.step and _is_from_before(path, start.step):
             continue
         if path.is_dir():
@@ -276,7 +276,7 @@ def _step(checkpoint: Path) -> int:
 def _is_from_before(path: Path, step: int) -> bool:
     if path.name.startswith("step-"):
         return int(path.name.removeprefix("step-")) <= step
-    return path.name in (LOGS, KEPT)
+    return path.name in (LOGS, CHECKPOINTS)
 
 
 def _marks(every: int | float, steps: int) -> frozenset[int]:

@@ -16,9 +16,8 @@ from trl import SFTConfig
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, fingerprint_file
+from ordermerge.run_directory import PERMUTATIONS
 from ordermerge.train.orders import DEPEND_ON_COUNT
-
-_IN_A_RUN = "order/permutations.safetensors"
 
 
 def check_orders(experiment: Experiment) -> list[str]:
@@ -101,10 +100,10 @@ def _path_of(experiment: Experiment) -> Path:
 def _files_of_run(directory: Path) -> list[Path]:
     """Return the files of a run's `orders` folder, in the order of their numbers."""
     folders = sorted((path for path in directory.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-    files = [folder / _IN_A_RUN for folder in folders]
+    files = [folder / PERMUTATIONS for folder in folders]
     if not files or not all(file.is_file() for file in files):
         raise UserError(
-            f"`orders.file`: {directory} is a folder without {_IN_A_RUN} in each of its folders 0, 1, ...; "
+            f"`orders.file`: {directory} is a folder without {PERMUTATIONS} in each of its folders 0, 1, ...; "
             "name a .safetensors or .json file, or the `orders` folder of a finished run"
         )
     return files

@@ -9,18 +9,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ordermerge import provenance
 from ordermerge.config.schema import Experiment
+from ordermerge.files import file_records
+from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, PERMUTATIONS
 from ordermerge.stages import Step, mark_done
 from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel
 from ordermerge.train.callbacks import Saver
-from ordermerge.train.checkpointing import KEPT, LOGS, ResumePoint
+from ordermerge.train.checkpointing import LOGS, ResumePoint
 from ordermerge.train.orders import epoch_fingerprints
 from ordermerge.train.samples import Samples
 from ordermerge.train.sft_config import TRAINING_SEED
 from ordermerge.train.tokenized import Prepared
 from ordermerge.train.trainer import OrderTrainer
-
-MARKER = "order/order.json"
 
 
 def describe(experiment: Experiment, order: int, samples: Samples, prepared: Prepared) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def outcome(trainer: OrderTrainer, saver: Saver, start: ResumePoint) -> dict[str
             {"step": entry["step"], "loss": entry["eval_loss"]} for entry in history if "eval_loss" in entry
         ],
         "checkpoints": [
-            {"step": step, "epoch": step / trainer.steps_per_epoch, "folder": f"{KEPT}/step-{step}"}
+            {"step": step, "epoch": step / trainer.steps_per_epoch, "folder": f"{CHECKPOINTS}/step-{step}"}
             for step in sorted(saver.saves.kept)
         ],
         "device": trainer.args.device.type,
@@ -94,9 +94,11 @@ def write_record(experiment: Experiment, step: Step, prepared: Prepared, record:
     if (logs := folder / LOGS).exists() and not any(logs.iterdir()):
         logs.rmdir()
     permutations = {"permutations": prepared.orders[step.inputs["order"]].clone(), "sample_ids": prepared.sample_ids}
-    (folder / "order").mkdir()
-    save_file(permutations, folder / "order" / "permutations.safetensors")
-    mark_done(folder / MARKER, step.inputs, {**record, **provenance.record(experiment.directory)})
+    (folder / PERMUTATIONS).parent.mkdir()
+    save_file(permutations, folder / PERMUTATIONS)
+    noted = {**record, **provenance.record(experiment.directory)}
+    files = {name: of for name, of in file_records(folder).items() if not name.startswith(f"{LOGS}/")}
+    mark_done(folder / ORDER_RECORD, step.inputs, noted, files=files, made_from=step.made_from())
 
 
 def outcome_lines(record: dict[str, Any], output: Path) -> list[str]:

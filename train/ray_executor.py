@@ -96,10 +96,11 @@ def train_on_ray(
     Raises:
         UserError: If Ray is missing, the cluster cannot be reached or has no room for an order, or orders failed.
     """
-    from ordermerge.train.sft import orders_to_train
+    from ordermerge.train.sft import choose_orders, orders_to_train
 
     ray, resources = _import_ray(), resources or Resources()
-    steps, todo = orders_to_train(experiment, run_directory, only)
+    steps = choose_orders(experiment, run_directory, only)
+    todo = orders_to_train(steps)
     if todo:
         with _cluster(ray), _probe(run_directory) as probe:
             gpus = _gpus([node["Resources"] for node in ray.nodes() if node["Alive"]], resources)

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from ordermerge.config.schema import Experiment
 from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_path
+from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, order_folder, order_name
 from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
 from ordermerge.train.callbacks import EndRun, Progress, Saver
 from ordermerge.train.checkpointing import (
-    KEPT,
     LOGS,
     TrainingIdentity,
     disk_needed,
@@ -31,7 +32,7 @@ from ordermerge.train.checkpointing import (
 from ordermerge.train.distributed import say
 from ordermerge.train.lora import check_lora, check_tied, lora_config
 from ordermerge.train.order_file import check_orders, order_inputs
-from ordermerge.train.order_record import MARKER, describe, outcome, outcome_lines, warnings, write_record
+from ordermerge.train.order_record import describe, outcome, outcome_lines, warnings, write_record
 from ordermerge.train.samples import Samples, check_data, data_file, load_samples
 from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
 from ordermerge.train.tokenized import Prepared, prepare, require_agreement
@@ -54,7 +55,24 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     """
     if check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
         raise UserError(check_training(experiment))
-    steps, todo = distributed.on_main(lambda: orders_to_train(experiment, run_directory, only))
+    steps = distributed.on_main(lambda: choose_orders(experiment, run_directory, only))
+    return train_steps(experiment, steps)
+
+
+def train_steps(experiment: Experiment, steps: Sequence[stages.Step]) -> list[Path]:
+    """Fine-tune the base model once for each step; those that are finished are skipped.
+
+    Args:
+        experiment: The experiment, without problems.
+        steps: Of `order_steps`.
+
+    Returns:
+        The folders of the sub-models.
+
+    Raises:
+        UserError: If the data or the base model is wrong, or a finished order had other inputs.
+    """
+    todo = distributed.on_main(lambda: orders_to_train(steps))
     if todo:
         with quiet():
             _train_all(experiment, todo)
@@ -70,33 +88,39 @@ def check_training(experiment: Experiment) -> list[str]:
     return [*check_sft(experiment), *check_lora(experiment), *check_data(experiment), *check_orders(experiment)]
 
 
-def orders_to_train(
-    experiment: Experiment, run_directory: Path, only: int | None
-) -> tuple[list[stages.Step], list[stages.Step]]:
-    """Check all that can be checked before training, and say which orders are kept.
+def choose_orders(experiment: Experiment, run_directory: Path, only: int | None) -> list[stages.Step]:
+    """Return the steps of the orders asked for.
 
     Args:
         experiment: The experiment.
         run_directory: Holds `orders/0` to `orders/K-1`.
         only: The one order asked for, or None for all.
 
-    Returns:
-        The steps of the orders asked for, and those of them that are to be trained.
-
     Raises:
-        UserError: If the configuration is wrong, or a finished order had other inputs.
+        UserError: If the configuration is wrong, or there is no such order.
     """
     if problems := check_training(experiment):
         raise UserError(problems)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
-    steps = [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
+    return [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
+
+
+def orders_to_train(steps: Sequence[stages.Step]) -> list[stages.Step]:
+    """Return the orders that are still to be trained, and say which are kept.
+
+    Args:
+        steps: Of `order_steps`.
+
+    Raises:
+        UserError: If a finished order had other inputs.
+    """
     todo = stages.unfinished(steps)
     for step in steps:
         if step not in todo:
             say(f"{step.name}: already trained, kept {step.output}")
-    return steps, todo
+    return todo
 
 
 def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
@@ -122,7 +146,7 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
         inputs["checkpoints"] = experiment.checkpoints.every
     return [
         stages.Step(
-            "train", f"order_{order}", run_directory / "orders" / str(order), MARKER, {"order": order, **inputs}
+            "train", order_name(order), order_folder(run_directory, order), ORDER_RECORD, {"order": order, **inputs}
         )
         for order in range(experiment.orders.count)
     ]
@@ -206,7 +230,7 @@ def make_saver(
     """
 
     def keep(step: int) -> None:
-        save_submodel(trainer, base, experiment, directory / KEPT / f"step-{step}")
+        save_submodel(trainer, base, experiment, directory / CHECKPOINTS / f"step-{step}")
 
     saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
     return Saver(trainer, prepared.sample_ids, training, saves, keep)

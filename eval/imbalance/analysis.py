@@ -15,7 +15,7 @@ from ordermerge.eval.imbalance.loss_table import LossTable, read_steps, read_tab
 from ordermerge.eval.imbalance.results import EpochResult, analyse_epoch, in_words
 from ordermerge.files import write_json
 from ordermerge.provenance import record
-from ordermerge.run_directory import open_run
+from ordermerge.run_directory import imbalance_folder, open_run
 
 BINS = 10
 FIGURES = ("figure_1_first", "figure_1_last", "figure_3_first", "figure_3_last", "figure_4")
@@ -43,7 +43,7 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
         UserError: If losses or positions of fewer than two orders are there, with all that is missing; or if all orders
             are the same.
     """
-    experiment, out = open_run(run), run / "imbalance"
+    experiment, out = open_run(run), imbalance_folder(run)
     table = read_table(run, experiment)
     last = table.positions.shape[1] - 1
     results = []

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ordermerge.eval.figures import COLOURS, save_figure
 from ordermerge.eval.imbalance.curves import Curve
+from ordermerge.run_directory import order_name
 
 _SIZE = (5.2, 6.2)
 _GREY = "#999999"
@@ -45,7 +46,7 @@ def position_figure(stem: Path, epoch: str, orders: Sequence[Curve], pooled: Cur
             xlim=(0, 1),
         )
 
-    series = {f"order_{number}": curve for number, curve in enumerate(orders)} | {"all orders": pooled}
+    series = {order_name(number): curve for number, curve in enumerate(orders)} | {"all orders": pooled}
     return save_figure(
         stem, _SIZE, paint, _COLUMNS, _rows({"loss": series, "change of loss, %": {"": _percent(effect)}})
     )

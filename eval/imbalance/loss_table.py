@@ -19,7 +19,9 @@ from ordermerge.run_directory import (
     losses_file,
     model_marker,
     model_paths,
+    order_name,
     read_positions,
+    steps_folder,
 )
 
 NOTE = b"ordermerge"  # the key of the parquet file's metadata that says how it was made
@@ -63,14 +65,14 @@ def read_table(run: Path, experiment: Experiment) -> LossTable:
     tables = _read_losses(run, model_paths(experiment, run.resolve()))
     train = {name: _by_sample(table, "train") for name, table in tables.items()}
     orders, notes = read_positions(run, experiment.orders.count)
-    names = [*(f"order_{number}" for number in range(experiment.orders.count)), *experiment.merges]
+    names = [*(order_name(number) for number in range(experiment.orders.count)), *experiment.merges]
     notes += [f"{name} has no losses; `ordermerge losses {run}` takes them" for name in names if name not in train]
-    orders = {number: order for number, order in orders.items() if f"order_{number}" in train}
+    orders = {number: order for number, order in orders.items() if order_name(number) in train}
     if len(orders) < 2:
         raise UserError(
             [f"imbalance compares orders; {len(orders)} of the two it needs have losses and positions", *notes]
         )
-    single = [train[f"order_{number}"] for number in orders]
+    single = [train[order_name(number)] for number in orders]
     merged = {name: train[name] for name in experiment.merges if name in train}
     ids = _shared([*single, *merged.values(), *(order.sample_ids.tolist() for order in orders.values())])
     if len(ids) < 2:
@@ -94,7 +96,7 @@ def read_steps(run: Path) -> dict[int, dict[str, float]]:
     Args:
         run: The run directory; an empty result means that nothing was measured there.
     """
-    files = (run / "imbalance" / "steps").glob("*.json")
+    files = steps_folder(run).glob("*.json")
     found = {int(file.stem): json.loads(file.read_text(encoding="utf-8"))["losses"] for file in files}
     shared = set.intersection(*map(set, found.values())) if found else set()
     return {step: {name: v for name, v in found[step].items() if name in shared} for step in sorted(found)}

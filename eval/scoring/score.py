@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ordermerge.eval.scoring.saved import load_rows, marker_name
 from ordermerge.eval.scoring.table import Row
 from ordermerge.eval.scoring.task_files import local_identity
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
-from ordermerge.files import write_text
+from ordermerge.files import file_records, write_text
 from ordermerge.models import identity
 from ordermerge.provenance import record
 from ordermerge.stages import Step, mark_done, unfinished
@@ -55,7 +55,7 @@ def score_models(
     settings: EvaluationSection,
     out: Path,
     *,
-    inputs: Mapping[str, dict[str, Any]] | None = None,
+    steps: Sequence[Step] | None = None,
 ) -> list[Row]:
     """Score models on the same tasks and save lm-eval's own files below `out/NAME/`.
 
@@ -66,7 +66,7 @@ def score_models(
         models: Name of each model, and its folder or hub id.
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
         out: Where the results go.
-        inputs: What identifies each model, such as the inputs of the stage that made it. By default it is the
+        steps: Of a plan, one for each model and task (`evaluation_steps`); by default a model is identified by the
             content of its files, which are read for it.
 
     Returns:
@@ -76,16 +76,16 @@ def score_models(
         UserError: For problems seen before anything is loaded, and for saved scores that were made otherwise.
         ScoringFailed: After all others are scored and saved, naming each model that failed and why.
     """
-    given = inputs or {}
     problems = settings_problems(settings)
-    problems += model_problems({name: model for name, model in models.items() if name not in given}, settings, out)
+    problems += model_problems(models, settings, out) if steps is None else []
     if problems:
         raise UserError(problems)
     with quiet(), ExitStack() as network:
-        identities = {name: given.get(name) or identity(model) for name, model in models.items()}
+        if steps is None:
+            steps = evaluation_steps({name: identity(model) for name, model in models.items()}, settings, out)
         # Decided for all at once, so that several processes decide alike.
         todo: dict[str, list[Step]] = {}
-        for step in unfinished(evaluation_steps(identities, settings, out)):
+        for step in unfinished(steps):
             todo.setdefault(step.name, []).append(step)
         network.enter_context(offline_if_unreachable(on_hub(settings, [models[name] for name in todo])))
         manager, tasks = _ready({name: models[name] for name in todo}, settings, out, todo) if todo else (None, {})
@@ -106,11 +106,11 @@ def score_models(
     return rows
 
 
-def evaluation_steps(identities: Mapping[str, dict[str, Any]], settings: EvaluationSection, out: Path) -> list[Step]:
+def evaluation_steps(models: Mapping[str, dict[str, Any] | Step], settings: EvaluationSection, out: Path) -> list[Step]:
     """Return a step for each model and each task that it is to be scored on.
 
     Args:
-        identities: For each model what identifies it.
+        models: For each model what identifies it, or the step that makes it.
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
         out: Where the results go.
     """
@@ -118,11 +118,14 @@ def evaluation_steps(identities: Mapping[str, dict[str, Any]], settings: Evaluat
     tasks = {
         task: {"evaluation": common, "task": task, "files": files} for task, files in local_identity(settings).items()
     }
-    return [
-        Step(STAGE, name, out / name, marker_name(task), {**inputs, "model": identity})
-        for name, identity in identities.items()
-        for task, inputs in tasks.items()
-    ]
+    steps = []
+    for name, model in models.items():
+        identity, needs = ({}, (model,)) if isinstance(model, Step) else ({"model": model}, ())
+        steps += [
+            Step(STAGE, name, out / name, marker_name(task), {**inputs, **identity}, needs)
+            for task, inputs in tasks.items()
+        ]
+    return steps
 
 
 def _ready(
@@ -150,12 +153,14 @@ def _score_or_explain(
     """Score one model, and return why that failed, or None."""
     folder = steps[0].output
     chosen = {step.inputs["task"]: tasks[step.inputs["task"]] for step in steps}
+    began = {step.marker: step.made_from() for step in steps}
     try:
         files = evaluate_model(model, manager, chosen.values(), settings, folder)
         made = record(Path.cwd())
         for step in steps if files is not None else []:
             noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made}
-            mark_done(folder / step.marker, step.inputs, noted)
+            written = file_records(folder, [noted["results"], *noted["samples"].values()])
+            mark_done(folder / step.marker, step.inputs, noted, files=written, made_from=began[step.marker])
     except Exception as error:  # whatever a checkpoint or backend raises must not lose the models after it
         write_text(folder / ERROR_FILE, traceback.format_exc())
         return f"{explained(error)} (traceback: {folder / ERROR_FILE})"

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,27 @@ def fingerprint_path(path: Path) -> str:
     files = (p for p in path.rglob("*") if p.is_file() and p.suffix != ".pyc")
     visible = (p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts))
     return fingerprint({p.relative_to(path).as_posix(): fingerprint_file(p) for p in visible})
+
+
+def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return size, time of the last change and SHA-256 of files that were just written.
+
+    Args:
+        folder: The folder that they are in.
+        names: Their paths below it; by default all, less hidden ones.
+
+    Returns:
+        By path below the folder: "size" in bytes, "modified" in nanoseconds, "sha256" in hex.
+    """
+    if names is None:
+        below = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+        names = [path.as_posix() for path in below if not any(part.startswith(".") for part in path.parts)]
+    records = {}
+    for name in names:
+        status = (folder / name).stat()
+        digest = fingerprint_file(folder / name)
+        records[name] = {"size": status.st_size, "modified": status.st_mtime_ns, "sha256": digest}
+    return records
 
 
 def checkpoint_bytes(folder: Path, dtype: str | None = None) -> int:

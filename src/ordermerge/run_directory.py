@@ -17,9 +17,12 @@ from ordermerge.files import fingerprint_file
 from ordermerge.models import MERGE_MARKER
 from ordermerge.readers import read_json
 
-PERMUTATIONS = "order/permutations.safetensors"
-ORDER_RECORD = "order/order.json"
-BASE = "base"
+EXPERIMENT = "experiment.yml"  # the resolved experiment
+REPORT = "report.md"
+BASE = "base"  # the base model's name in tables
+ORDER_RECORD = "order/order.json"  # in a sub-model's folder: its record, and its marker
+PERMUTATIONS = "order/permutations.safetensors"  # in a sub-model's folder
+CHECKPOINTS = "checkpoints"  # in a sub-model's folder: one folder `step-N` for each that was kept
 
 
 class LossAt(TypedDict):
@@ -60,6 +63,63 @@ class OrderPositions:
     data: str | None
 
 
+def order_name(order: int) -> str:
+    """Return the name of a sub-model in tables.
+
+    Args:
+        order: The order's number.
+    """
+    return f"order_{order}"
+
+
+def order_folder(run: Path, order: int) -> Path:
+    """Return the folder of a sub-model.
+
+    Args:
+        run: The run directory.
+        order: The order's number.
+    """
+    return run / "orders" / str(order)
+
+
+def merge_folder(run: Path, name: str) -> Path:
+    """Return the folder of a merged model.
+
+    Args:
+        run: The run directory.
+        name: The merge.
+    """
+    return run / "merges" / name
+
+
+def recipe_file(run: Path, name: str) -> Path:
+    """Return the mergekit recipe of a merge.
+
+    Args:
+        run: The run directory.
+        name: The merge.
+    """
+    return run / "recipes" / f"{name}.yml"
+
+
+def evaluation_folder(run: Path) -> Path:
+    """Return the folder of the scores, which has a folder for each model, and the comparison.
+
+    Args:
+        run: The run directory.
+    """
+    return run / "eval"
+
+
+def imbalance_folder(run: Path) -> Path:
+    """Return the folder of losses and of the imbalance analysis.
+
+    Args:
+        run: The run directory.
+    """
+    return run / "imbalance"
+
+
 def open_run(run: Path) -> Experiment:
     """Return the experiment that a run directory was made from.
 
@@ -69,12 +129,12 @@ def open_run(run: Path) -> Experiment:
     Raises:
         UserError: If it is none.
     """
-    if not (run / "experiment.yml").is_file():
+    if not (run / EXPERIMENT).is_file():
         raise UserError(
-            f"{run}: no run directory: it has no experiment.yml (looked in {run.resolve()}); give the folder that "
+            f"{run}: no run directory: it has no {EXPERIMENT} (looked in {run.resolve()}); give the folder that "
             "`ordermerge run` or `ordermerge train` made, such as runs/NAME"
         )
-    return load_experiment(run / "experiment.yml")
+    return load_experiment(run / EXPERIMENT)
 
 
 def read_positions(run: Path, count: int) -> tuple[dict[int, OrderPositions], list[str]]:
@@ -90,7 +150,7 @@ def read_positions(run: Path, count: int) -> tuple[dict[int, OrderPositions], li
     found, problems = {}, []
     for order in range(count):
         try:
-            found[order] = _read_order(run / "orders" / str(order))
+            found[order] = _read_order(order_folder(run, order))
         except UserError as error:
             problems += error.problems
     return found, problems
@@ -119,7 +179,7 @@ def losses_file(run: Path, model: str) -> Path:
         run: The run directory.
         model: The model's name: "base", "order_0", or a merge's.
     """
-    return run / "imbalance" / "losses" / f"{model}.parquet"
+    return imbalance_folder(run) / "losses" / f"{model}.parquet"
 
 
 def model_marker(path: str) -> str | None:
@@ -128,8 +188,17 @@ def model_marker(path: str) -> str | None:
     Args:
         path: The model.
     """
-    markers = (Path(path) / name for name in ("order/order.json", MERGE_MARKER))
+    markers = (Path(path) / name for name in (ORDER_RECORD, MERGE_MARKER))
     return next((fingerprint_file(marker) for marker in markers if marker.is_file()), None)
+
+
+def steps_folder(run: Path) -> Path:
+    """Return the folder of the losses along the training.
+
+    Args:
+        run: The run directory.
+    """
+    return imbalance_folder(run) / "steps"
 
 
 def steps_file(run: Path, step: int) -> Path:
@@ -139,7 +208,7 @@ def steps_file(run: Path, step: int) -> Path:
         run: The run directory.
         step: The step.
     """
-    return run / "imbalance" / "steps" / f"{step}.json"
+    return steps_folder(run) / f"{step}.json"
 
 
 def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
@@ -149,8 +218,8 @@ def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
         experiment: The experiment.
         run_directory: Its run directory.
     """
-    orders = {f"order_{k}": str(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)}
-    merges = {name: str(run_directory / "merges" / name) for name in experiment.merges}
+    orders = {order_name(k): str(order_folder(run_directory, k)) for k in range(experiment.orders.count)}
+    merges = {name: str(merge_folder(run_directory, name)) for name in experiment.merges}
     return {BASE: experiment.model.reference, **orders, **merges}
 
 

@@ -1,8 +1,9 @@
 """Stages and their steps: done or not, by a marker written last that holds the fingerprint of the step's inputs."""
 
+import functools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 
 STAGES = ("train", "merge", "eval")
+NOTES = (".md", ".log", ".yml")  # files that say how something was made, and when
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Step:
         output: The folder it makes.
         marker: Its marker file, relative to that folder.
         inputs: JSON-like values: its part of the configuration, and fingerprints of its input files.
+        needs: The steps whose outputs it is made from, in order.
     """
 
     stage: str
@@ -29,32 +32,62 @@ class Step:
     output: Path
     marker: str
     inputs: dict[str, Any]
+    needs: tuple["Step", ...] = field(default=(), repr=False)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """That of its inputs."""
+        return fingerprint(_plain(self.inputs))
 
     def is_done(self) -> bool:
-        """Return whether the step was finished with just these inputs.
+        """Return whether the step was finished with just these inputs, from what the steps that it needs have made.
+
+        If one of these has been made anew, and differently, the step is to be done again. Whether those steps are done
+        themselves is asked of them.
 
         Raises:
             UserError: If it was finished with other inputs; the message names each that changed.
         """
+        record = self.record()
+        if record is None:
+            return False
+        if record.get("fingerprint") != self.fingerprint:
+            changed = "; ".join(changes(record["inputs"], _plain(self.inputs))) or "its marker was edited"
+            raise UserError(
+                f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
+                f"`--out`), or make it anew: delete it or, in a run, `--force {self.stage}`"
+            )
+        return record.get("made_from", {}) == self.made_from()
+
+    def record(self) -> dict[str, Any] | None:
+        """Return what its marker holds, None where there is none.
+
+        Raises:
+            UserError: If the marker cannot be read.
+        """
         marker = self.output / self.marker
         try:
-            record = json.loads(marker.read_text(encoding="utf-8"))
-            before = record["inputs"]
+            status = marker.stat()
+            return _read_marker(marker, status.st_mtime_ns, status.st_size)
         except FileNotFoundError:
-            return False
-        except (ValueError, KeyError, OSError) as error:
+            return None
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
                 f"{marker}: cannot be read as a marker ({error!r}); delete it, or in a run redo the stage with "
                 f"`--force {self.stage}`"
             ) from None
-        now = json.loads(json.dumps(self.inputs, default=str))
-        if record.get("fingerprint") == fingerprint(now):
-            return True
-        changed = "; ".join(changes(before, now)) or "its marker was edited"
-        raise UserError(
-            f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
-            f"`--out`), or make it anew: delete it or, in a run, `--force {self.stage}`"
-        )
+
+    def made(self) -> str | None:
+        """Return the fingerprint of the files that the step has made, less its notes; None where it has not."""
+        record = self.record()
+        if record is None:
+            return None
+        files = {name: of for name, of in record.get("files", {}).items() if not name.endswith(NOTES)}
+        return fingerprint({name: of["sha256"] for name, of in files.items() if name != self.marker})
+
+    def made_from(self) -> dict[str, str | None]:
+        """Return for each step that it needs the fingerprint of what that has made."""
+        return {need.name: need.made() for need in self.needs}
 
 
 def unfinished(steps: Iterable[Step]) -> list[Step]:
@@ -78,16 +111,26 @@ def unfinished(steps: Iterable[Step]) -> list[Step]:
     return todo
 
 
-def mark_done(marker: Path, inputs: dict[str, Any], record: dict[str, Any]) -> None:
+def mark_done(
+    marker: Path,
+    inputs: dict[str, Any],
+    record: dict[str, Any],
+    *,
+    files: dict[str, Any],
+    made_from: dict[str, str | None] | None = None,
+) -> None:
     """Write a step's marker; call it when everything else of the step is on disk.
 
     Args:
         marker: The file to write.
         inputs: What `Step.is_done` will compare with.
         record: What else to note of how the output was made.
+        files: What was made: `file_records` of it.
+        made_from: The step's `made_from`, as it was when the step began.
     """
-    now = json.loads(json.dumps(inputs, default=str))
-    write_json(marker, {"fingerprint": fingerprint(now), "inputs": now, **record})
+    now = _plain(inputs)
+    head = {"fingerprint": fingerprint(now), "inputs": now, "made_from": made_from or {}}
+    write_json(marker, {**head, **record, "files": files})
 
 
 def changes(before: Any, now: Any, where: str = "") -> list[str]:
@@ -103,6 +146,18 @@ def changes(before: Any, now: Any, where: str = "") -> list[str]:
         parts = [changes(before.get(key), now.get(key), f"{where}.{key}" if where else key) for key in keys]
         return [phrase for part in parts for phrase in part]
     return [] if before == now else [f"`{where}` was {_short(before)}, is now {_short(now)}"]
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_marker(marker: Path, _modified: int, _size: int) -> dict[str, Any]:
+    """Return what a marker holds; it is read once, however many steps build on it."""
+    record = dict(json.loads(marker.read_text(encoding="utf-8")))
+    _ = record["inputs"]
+    return record
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(value, default=str))
 
 
 def _short(value: Any) -> str:

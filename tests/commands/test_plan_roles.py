@@ -32,7 +32,9 @@ def run_directory(tmp_path: Path) -> Path:
 def record(run_directory: Path, order: int, losses: list[float]) -> None:
     path = run_directory / "orders" / str(order) / "order" / "order.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"eval_losses": [{"step": i, "loss": loss} for i, loss in enumerate(losses)]}))
+    rest = {"order": order, "batch_size": 1, "dataset_fingerprint": None, "steps": 1, "samples_consumed": 1}
+    eval_losses = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
+    path.write_text(json.dumps({**rest, "seconds": 1.0, "losses": [], "eval_losses": eval_losses}))
 
 
 def test_average_is_the_first_linear_merge(run_directory):

@@ -144,7 +144,7 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     }
     change(experiment, "evaluation", tasks=["sums"])
 
-    # a merge can be added, a change is refused by name, and --force redoes the stage and those after it
+    # a merge can be added, a change is refused by name; --force redoes the stage, and after it what came out different
     change(experiment, "merges", selected={"merge_method": "parameter_selection"})
     added = run(experiment)
     assert added.exit_code == 0, added.output
@@ -159,8 +159,9 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     forced = run(experiment, "--force", "merge")
     assert forced.exit_code == 0, forced.output
     after = times(directory)
-    assert {name for name in after if after[name] == before[name] and "_more" not in name} == {
-        f"orders/{k}/order/order.json" for k in range(2)
+    assert {name for name in after if after[name] != before[name]} == {
+        *(f"merges/{name}/ordermerge.json" for name in ("average", "resampled", "dare", "selected")),
+        "eval/selected/ordermerge_sums.json",
     }
 
 

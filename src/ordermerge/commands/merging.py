@@ -16,13 +16,13 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.model_card import complete_card
 from ordermerge.errors import UserError
-from ordermerge.files import checkpoint_bytes, fingerprint, new_directory, require_space
+from ordermerge.files import checkpoint_bytes, file_records, fingerprint, new_directory, require_space
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import MERGE_MARKER
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
-from ordermerge.stages import mark_done
+from ordermerge.stages import Step, mark_done
 
 # What makes a checkpoint's text come out right, taken from the first sub-model: mergekit takes it from the base.
 _TOKENIZER_FILES = (
@@ -39,7 +39,7 @@ _TOKENIZER_FILES = (
 _GENERATION_CONFIG = "generation_config.json"
 
 
-def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mapping[str, Any] | None = None) -> None:
+def merge(recipe_path: Path, out: Path, options: MergeOptions, *, step: Step | None = None) -> None:
     """Check a recipe, merge it with mergekit, and put the finished model in place.
 
     Config, tokenizer, chat template and generation config come from the first listed sub-model, unless the recipe
@@ -49,7 +49,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         recipe_path: The mergekit recipe.
         out: Folder to make; an earlier merge there is replaced when the new one is whole.
         options: mergekit's options.
-        inputs: What the model's marker is to remember of the inputs; the recipe, if not given.
+        step: The step of a plan that this is, for the model's marker; of the recipe alone, if not given.
 
     Raises:
         UserError: If the recipe has problems, mergekit refuses it, or `out` holds something that is no merge.
@@ -62,7 +62,7 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         click.echo(f"warning: {warning}", err=True)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "mergekit_config.yml").exists():
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
-    started = time.time()
+    started, made_from = time.time(), step.made_from() if step else {}
     config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
     require_space(out, _bytes_needed(config, options.lora_merge_cache), f"the merge of {recipe_path}")
     with new_directory(out) as partial:
@@ -78,7 +78,8 @@ def merge(recipe_path: Path, out: Path, options: MergeOptions, *, inputs: Mappin
         complete_card(partial, config)
         seconds = round(time.time() - started, 1)
         noted = {"recipe": recipe, "seconds": seconds, **record(recipe_path.resolve().parent)}
-        mark_done(partial / MERGE_MARKER, dict(inputs or {"recipe": fingerprint(recipe)}), noted)
+        step_inputs = step.inputs if step else {"recipe": fingerprint(recipe)}
+        mark_done(partial / MERGE_MARKER, step_inputs, noted, files=file_records(partial), made_from=made_from)
 
 
 @contextmanager

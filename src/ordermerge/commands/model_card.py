@@ -12,7 +12,7 @@ from ordermerge.config.schema import Experiment
 from ordermerge.eval.scoring.saved import SavedScores, load_scores
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
 from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
-from ordermerge.run_directory import open_run
+from ordermerge.run_directory import evaluation_folder, merge_folder, open_run
 
 CARD = "README.md"
 _RESULTS = "<!-- results: rewritten by `ordermerge card` -->"
@@ -65,7 +65,7 @@ def write_cards(run_directory: Path) -> list[Path]:
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     cards = []
     for name in experiment.merges:
-        merged, saved = run_directory / "merges" / name, load_scores(run_directory / "eval" / name, tasks)
+        merged, saved = merge_folder(run_directory, name), load_scores(evaluation_folder(run_directory) / name, tasks)
         if saved.rows and (merged / CARD).exists():
             add_results(merged, saved, experiment)
             cards.append(merged / CARD)

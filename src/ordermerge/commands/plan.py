@@ -1,10 +1,11 @@
 """The plan of an experiment: its problems, its steps, which of its models is compared with which."""
 
-import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ordermerge.commands.recipes import complete_recipe
+from ordermerge.commands.recipes import complete_recipe, merge_options
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import Roles
@@ -13,8 +14,8 @@ from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import MERGE_MARKER, identity, model_problem
-from ordermerge.run_directory import BASE
-from ordermerge.stages import Step
+from ordermerge.run_directory import BASE, evaluation_folder, merge_folder, order_folder, order_name, order_record
+from ordermerge.stages import Step, unfinished
 from ordermerge.train.samples import check_data, data_file, load_samples
 from ordermerge.train.sft import check_training, order_steps
 
@@ -54,30 +55,79 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
     return problems
 
 
-def plan(experiment: Experiment, run_directory: Path) -> list[Step]:
-    """Return all steps of an experiment, in the order they are done in.
+@dataclass(frozen=True)
+class MergeStep(Step):
+    """The step that makes one merge.
 
-    A step's inputs hold the fingerprints of the inputs of the steps it builds on, not of their outputs.
+    Attributes:
+        recipe: Its whole mergekit recipe.
+        options: mergekit's options that it needs.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of an experiment.
+
+    Attributes:
+        experiment: The experiment.
+        run_directory: Its run directory.
+        steps: Each after those that it needs.
+    """
+
+    experiment: Experiment
+    run_directory: Path
+    steps: list[Step]
+
+    def todo(self, force: str | None = None) -> list[Step]:
+        """Return the steps to do: those that are not done, those that are forced, and those that need one of these.
+
+        What needs a step that comes out as it was before is not done again after all.
+
+        Args:
+            force: A stage of which all steps are to be done again.
+
+        Raises:
+            UserError: If steps were done from other inputs, about all of those together.
+        """
+        todo = [step for step in self.steps if step.stage == force]
+        todo += unfinished(step for step in self.steps if step.stage != force)
+        names = {id(step) for step in todo}
+        for step in self.steps:
+            if any(id(need) in names for need in step.needs):
+                names.add(id(step))
+        return [step for step in self.steps if id(step) in names]
+
+
+def make_plan(experiment: Experiment, run_directory: Path) -> Plan:
+    """Return all that an experiment amounts to.
 
     Args:
         experiment: The experiment.
         run_directory: Its run directory.
     """
-    base = identity(experiment.model.reference)
+    base, evaluation = experiment.model.reference, experiment.evaluation
     orders = order_steps(experiment, run_directory)
-    trained = [fingerprint(step.inputs) for step in orders]
-    merges = []
-    for name, given in experiment.merges.items():
-        uses_base = "base_model" in complete_recipe(experiment, run_directory, name)
-        inputs = {"recipe": given, "dtype": experiment.model.dtype, "orders": trained}
-        if uses_base:
-            inputs["base"] = base
-        merges.append(Step("merge", name, run_directory / "merges" / name, MERGE_MARKER, inputs))
-    if not experiment.evaluation:
-        return [*orders, *merges]
-    models = {BASE: base, **{step.name: {"made_from": fingerprint(step.inputs)} for step in (*orders, *merges)}}
-    scored = evaluation_steps(models, experiment.evaluation, run_directory / "eval")
-    return [*orders, *merges, *scored]
+    merges = [_merge_step(experiment, run_directory, name, orders) for name in experiment.merges]
+    steps: list[Step] = [*orders, *merges]
+    if evaluation:
+        models: dict[str, dict[str, Any] | Step] = {BASE: identity(base), **{step.name: step for step in steps}}
+        steps += evaluation_steps(models, evaluation, evaluation_folder(run_directory))
+    return Plan(experiment, run_directory, steps)
+
+
+def _merge_step(experiment: Experiment, run_directory: Path, name: str, orders: Sequence[Step]) -> MergeStep:
+    """Return the step of a merge: made from the orders, its part of the experiment, and what its base model holds."""
+    recipe = complete_recipe(experiment, run_directory, name)
+    given = {key: value for key, value in experiment.merges[name].items() if key != "base_model"}
+    inputs: dict[str, Any] = {"recipe": given, "dtype": experiment.model.dtype}
+    if "base_model" in recipe:
+        inputs["base"] = identity(str(recipe["base_model"]))
+    out, options = merge_folder(run_directory, name), merge_options(experiment, recipe)
+    return MergeStep("merge", name, out, MERGE_MARKER, inputs, tuple(orders), recipe, options)
 
 
 def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
@@ -90,8 +140,8 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
         experiment: The experiment.
         run_directory: Its run directory, with the orders trained.
     """
-    single = [f"order_{k}" for k in range(experiment.orders.count)]
-    folders = [run_directory / "orders" / str(k) for k in range(experiment.orders.count)]
+    orders = range(experiment.orders.count)
+    single, folders = [order_name(k) for k in orders], [order_folder(run_directory, k) for k in orders]
     last = {name: _last_loss(folder) for name, folder in zip(single, folders, strict=True)}
     losses = {name: loss for name, loss in last.items() if loss is not None}
     averages = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
@@ -105,8 +155,8 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
 
 
 def _last_loss(folder: Path) -> float | None:
-    record = json.loads((folder / "order" / "order.json").read_text(encoding="utf-8"))
-    losses = [entry["loss"] for entry in record.get("eval_losses", [])]
+    record = order_record(folder)
+    losses = [entry["loss"] for entry in record["eval_losses"]] if record else []
     return losses[-1] if losses else None
 
 

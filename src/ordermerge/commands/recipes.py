@@ -14,6 +14,7 @@ from mergekit.merge_methods.base import BasePolicy
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import write_text
+from ordermerge.run_directory import order_folder
 
 # mergekit draws for these methods from the global generator, which only this option fixes.
 _GLOBAL_DRAW = ("dare_", "della")
@@ -39,7 +40,7 @@ def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> d
         recipe["base_model"] = given.pop("base_model")
     elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
         recipe["base_model"] = experiment.model.reference
-    directories = (run_directory / "orders" / str(order) for order in range(experiment.orders.count))
+    directories = (order_folder(run_directory, order) for order in range(experiment.orders.count))
     prefix = ""
     if experiment.saves_adapters:
         prefix = f"{experiment.model.reference}+"

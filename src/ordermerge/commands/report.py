@@ -23,9 +23,17 @@ from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
 from ordermerge.eval.tables import markdown_text
 from ordermerge.files import write_text
 from ordermerge.readers import read_json, read_yaml
-from ordermerge.run_directory import OrderRecord, model_paths, open_run, order_record
+from ordermerge.run_directory import (
+    EXPERIMENT,
+    REPORT,
+    OrderRecord,
+    evaluation_folder,
+    model_paths,
+    open_run,
+    order_folder,
+    order_record,
+)
 
-EXPERIMENT = "experiment.yml"
 FIGURES = "figures"
 _ALPHA = 0.05
 
@@ -45,9 +53,9 @@ def write_report(run_directory: Path) -> Path:
     experiment = open_run(run_directory)
     resolved = read_yaml(run_directory / EXPERIMENT)
     made = resolved.pop(MADE_WITH, None)
-    orders = [_trained(run_directory / "orders" / str(k)) for k in range(experiment.orders.count)]
+    orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.orders.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
-    rows = load_rows(run_directory / "eval", model_paths(experiment, run_directory), tasks)
+    rows = load_rows(evaluation_folder(run_directory), model_paths(experiment, run_directory), tasks)
     pictures: list[Path] = []
     sections = {
         "Scores": _scores(rows),
@@ -61,7 +69,7 @@ def write_report(run_directory: Path) -> Path:
     }
     parts = [f"# {experiment.name}", *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text)]
     text = "\n\n".join(parts) + "\n"
-    report = run_directory / "report.md"
+    report = run_directory / REPORT
     write_text(report, text)
     write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory, pictures))
     return report
@@ -81,7 +89,7 @@ def _scores(rows: list[Row]) -> str:
 
 
 def _comparison(run_directory: Path, rows: list[Row], pictures: list[Path]) -> str:
-    file = run_directory / "eval" / COMPARISON
+    file = evaluation_folder(run_directory) / COMPARISON
     if not rows or not file.exists():
         return ""
     report = load_comparison(file)

@@ -2,9 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import yaml
@@ -12,8 +14,8 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
-from ordermerge.commands.plan import check_experiment, model_roles, plan
-from ordermerge.commands.recipes import complete_recipe, merge_options, write_recipe
+from ordermerge.commands.plan import MergeStep, Plan, check_experiment, make_plan, model_roles
+from ordermerge.commands.recipes import write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.config.load import evaluation_section, load_experiment
 from ordermerge.config.schema import MADE_WITH, Experiment
@@ -30,11 +32,11 @@ from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import model_names
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
-from ordermerge.run_directory import model_paths
-from ordermerge.stages import STAGES, Step, unfinished
+from ordermerge.run_directory import EXPERIMENT, evaluation_folder, model_paths, recipe_file
+from ordermerge.stages import STAGES, Step
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
-from ordermerge.train.sft import check_training, train_orders
+from ordermerge.train.sft import check_training, train_orders, train_steps
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -43,7 +45,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     Args:
         path: The experiment file.
         runs_dir: Holds the run directories.
-        force: A stage to do again, with all after it.
+        force: A stage to do again; what needs it follows where it comes out different.
         dry_run: Check everything that can be checked, print the plan, and change nothing.
 
     Raises:
@@ -58,25 +60,20 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     if problems := check_experiment(experiment, read_data=dry_run):
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
-    steps = plan(experiment, run_directory)
-    redone = set(STAGES[STAGES.index(force) :]) if force else set()
-    todo = unfinished(step for step in steps if step.stage not in redone)
-    todo += [step for step in steps if step.stage in redone]
-    _print_plan(experiment, run_directory, steps, todo)
+    plan = make_plan(experiment, run_directory)
+    todo = plan.todo(force)
+    _print_plan(plan, todo)
     if dry_run:
         return
-    for step in steps:
-        if step.stage in redone:
+    for step in plan.steps:
+        if step.stage == force:
             (step.output / step.marker).unlink(missing_ok=True)
             shutil.rmtree(partial_directory(step.output).parent, ignore_errors=True)
     _write_resolved(experiment, path, run_directory)
-    train_orders(experiment, run_directory)
-    with adapter_cache(run_directory) as cache:
-        for step in steps:
-            if step.stage == "merge":
-                _merge(experiment, run_directory, step, cache)
-    rows = _evaluate(experiment, run_directory, steps)
-    comparison = _compare(experiment, run_directory) if rows else None
+    rows: list[Row] = []
+    for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
+        rows = _CARRY_OUT[stage](plan, list(steps)) or rows
+    comparison = _compare(plan) if rows else None
     write_cards(run_directory)
     report = write_report(run_directory)
     print_table(rows)
@@ -152,10 +149,10 @@ def check_file(path: Path) -> str:
     return kind
 
 
-def _print_plan(experiment: Experiment, run_directory: Path, steps: list[Step], todo: list[Step]) -> None:
-    click.echo(f"{experiment.name}: {run_directory}", err=True)
+def _print_plan(plan: Plan, todo: list[Step]) -> None:
+    click.echo(f"{plan.experiment.name}: {plan.run_directory}", err=True)
     for stage in STAGES:
-        names = dict.fromkeys(step.name for step in steps if step.stage == stage)
+        names = dict.fromkeys(step.name for step in plan.steps if step.stage == stage)
         left = dict.fromkeys(step.name for step in todo if step.stage == stage)
         done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
         click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
@@ -165,38 +162,47 @@ def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> 
     resolved = experiment.model_dump(mode="json", exclude_none=True)
     noted = {"file": str(path.resolve()), **record(path.resolve().parent)}
     text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
-    write_text(run_directory / "experiment.yml", text)
+    write_text(run_directory / EXPERIMENT, text)
 
 
-def _merge(experiment: Experiment, run_directory: Path, step: Step, cache: Path) -> None:
-    recipe = complete_recipe(experiment, run_directory, step.name)
-    recipe_path, out = run_directory / "recipes" / f"{step.name}.yml", run_directory / "merges" / step.name
-    options = merge_options(experiment, recipe)
-    write_recipe(recipe, recipe_path, out, options)
-    if step.is_done():
-        return
-    click.echo(f"merging {step.name}", err=True)
-    cached = MergeOptions(quiet=True, lora_merge_cache=str(cache), **options)
-    merge(recipe_path, out, cached, inputs=step.inputs)
+def _train(plan: Plan, steps: Sequence[Step]) -> None:
+    train_steps(plan.experiment, steps)
 
 
-def _evaluate(experiment: Experiment, run_directory: Path, steps: list[Step]) -> list[Row]:
-    if not experiment.evaluation:
-        return []
-    inputs = {step.name: step.inputs["model"] for step in steps if step.stage == "eval"}
-    models = model_paths(experiment, run_directory)
+def _merge(plan: Plan, steps: Sequence[Step]) -> None:
+    with adapter_cache(plan.run_directory) as cache:
+        for step in cast(Sequence[MergeStep], steps):
+            recipe_path = recipe_file(plan.run_directory, step.name)
+            write_recipe(step.recipe, recipe_path, step.output, step.options)
+            if step.is_done():
+                continue
+            click.echo(f"merging {step.name}", err=True)
+            options = MergeOptions(quiet=True, lora_merge_cache=str(cache), **step.options)
+            merge(recipe_path, step.output, options, step=step)
+
+
+def _score(plan: Plan, steps: Sequence[Step]) -> list[Row]:
+    settings, models = plan.experiment.evaluation, model_paths(plan.experiment, plan.run_directory)
+    assert settings is not None
     try:
-        return score_models(models, experiment.evaluation, run_directory / "eval", inputs=inputs)
+        return score_models(models, settings, evaluation_folder(plan.run_directory), steps=steps)
     except ScoringFailed as error:
         print_table(error.rows)
         raise
 
 
-def _compare(experiment: Experiment, run_directory: Path) -> ComparisonReport | None:
-    out, tasks = run_directory / "eval", experiment.evaluation.tasks
+_CARRY_OUT: dict[str, Callable[[Plan, Sequence[Step]], list[Row] | None]] = {
+    "train": _train,
+    "merge": _merge,
+    "eval": _score,
+}
+
+
+def _compare(plan: Plan) -> ComparisonReport | None:
+    out, settings = evaluation_folder(plan.run_directory), plan.experiment.evaluation
     (out / COMPARISON_FILE).unlink(missing_ok=True)
-    if not experiment.merges:
+    if not plan.experiment.merges or settings is None:
         return None
-    comparison = compare_models(out, model_roles(experiment, run_directory), tasks)
+    comparison = compare_models(out, model_roles(plan.experiment, plan.run_directory), settings.tasks)
     write_comparison(comparison, out / COMPARISON_FILE)
     return comparison

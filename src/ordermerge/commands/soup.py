@@ -74,11 +74,11 @@ class SoupSearch:
         inputs = {name: {"method": self.method, "models": [fingerprint(identity(model)) for model in used]}}
         trial = self.out / "trial" / name
         with quiet():
-            todo = unfinished(evaluation_steps(inputs, self.settings, scores))
+            steps = evaluation_steps(inputs, self.settings, scores)
         try:
-            if todo:
+            if unfinished(steps):
                 self.merge(ingredients, trial)
-            return score_models({name: str(trial)}, self.settings, scores, inputs=inputs)
+            return score_models({name: str(trial)}, self.settings, scores, steps=steps)
         finally:
             shutil.rmtree(self.out / "trial", ignore_errors=True)
 

@@ -22,7 +22,7 @@ from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 from ordermerge.models import identity
 from ordermerge.provenance import record
-from ordermerge.run_directory import open_run, steps_file
+from ordermerge.run_directory import CHECKPOINTS, open_run, order_folder, order_name, order_record, steps_file
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -70,21 +70,15 @@ def take_step_losses(run: Path, machine: Machine) -> list[Path]:
 
 def _checkpoints(run: Path, count: int) -> dict[int, list[Path]]:
     """Return the folders of the K models after each step that all have one of, and at the end."""
-    orders = [run / "orders" / str(order) for order in range(count)]
+    orders = [order_folder(run, order) for order in range(count)]
     steps = [
-        {
-            int(match[1]): path
-            for path in (order / "checkpoints").glob("step-*")
-            if (match := _STEP.fullmatch(path.name))
-        }
+        {int(match[1]): path for path in (order / CHECKPOINTS).glob("step-*") if (match := _STEP.fullmatch(path.name))}
         for order in orders
     ]
     found = {step: [of[step] for of in steps] for step in sorted(set.intersection(*map(set, steps)))}
-    records = [order / "order" / "order.json" for order in orders]
-    if found and all(path.is_file() for path in records):
-        ends = {json.loads(path.read_text(encoding="utf-8")).get("steps") for path in records}
-        if len(ends) == 1 and None not in ends:
-            found[ends.pop()] = orders
+    ends = {record and record["steps"] for record in map(order_record, orders)}
+    if found and len(ends) == 1 and (end := ends.pop()):
+        found[end] = orders
     return found
 
 
@@ -97,7 +91,7 @@ def _measure_step(
         (losses,), _ = measure(experiment, name, str(path), splits, machine)
         return float(losses.nanmean())
 
-    found = {f"order_{order}": mean(f"order_{order}", path) for order, path in enumerate(models)}
+    found = {order_name(order): mean(order_name(order), path) for order, path in enumerate(models)}
     for name in experiment.merges:
         recipe = _of_these(complete_recipe(experiment, run, name), run, models)
         with tempfile.TemporaryDirectory(prefix=".step-", dir=run) as folder:
@@ -111,7 +105,7 @@ def _measure_step(
 
 def _of_these(recipe: dict[str, Any], run: Path, models: Sequence[Path]) -> dict[str, Any]:
     """Return a run's recipe with other folders in place of the sub-models'."""
-    own = [str(run / "orders" / str(order)) for order in range(len(models))]
+    own = [str(order_folder(run, order)) for order in range(len(models))]
     entries = [
         {**entry, "model": entry["model"].replace(folder, str(model))}
         for entry, folder, model in zip(recipe["models"], own, models, strict=True)

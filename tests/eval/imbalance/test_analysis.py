@@ -264,10 +264,9 @@ def test_messages(run: Path, tmp_path: Path) -> None:
 
 def test_data_that_changed_is_refused(run: Path, tmp_path: Path) -> None:
     resolved = yaml.safe_load((run / "experiment.yml").read_text())
-    data = Path(resolved["made_with"]["file"]).parent / "data.jsonl"
-    lines = data.read_text().splitlines(keepends=True)
+    lines = Path(resolved["data"]["train"]).read_text().splitlines(keepends=True)
     (tmp_path / "data.jsonl").write_text("".join([lines[1], lines[0], *lines[2:]]))
-    resolved["made_with"]["file"] = str(tmp_path / "experiment.yml")
+    resolved["data"]["train"] = str(tmp_path / "data.jsonl")
     (run / "experiment.yml").write_text(yaml.safe_dump(resolved))
     done = call("losses", run)
     assert done.exit_code == 1

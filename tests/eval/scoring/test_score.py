@@ -12,7 +12,7 @@ from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import check_evaluation
 from ordermerge.eval.scoring.saved import load_rows, load_scores
-from ordermerge.eval.scoring.score import ScoringFailed, score_models
+from ordermerge.eval.scoring.score import ScoringFailed, evaluation_steps, score_models
 from ordermerge.eval.scoring.table import Row, markdown_table
 
 pytestmark = pytest.mark.integration
@@ -87,12 +87,17 @@ def test_score_models_again_scores_nothing_and_gives_the_same_table(scored, mode
 
 def test_score_models_done_and_given_inputs_needs_no_model(tmp_path, family, short):
     model = shutil.copytree(family[0], tmp_path / "model")
-    call = ({"m": str(model)}, short, tmp_path / "out")
-    first = score_models(*call, inputs={"m": {"weights": "1234"}})
+    models, out = {"m": str(model)}, tmp_path / "out"
+
+    def score(weights: str) -> list[Row]:
+        steps = evaluation_steps({"m": {"weights": weights}}, short, out)
+        return score_models(models, short, out, steps=steps)
+
+    first = score("1234")
     shutil.rmtree(model)
-    assert score_models(*call, inputs={"m": {"weights": "1234"}}) == first
+    assert score("1234") == first
     with pytest.raises(UserError, match=r'`model\.weights` was "1234", is now "5678"'):
-        score_models(*call, inputs={"m": {"weights": "5678"}})
+        score("5678")
 
 
 def test_score_models_changed_setting_is_refused_by_name(scored, models, settings):
