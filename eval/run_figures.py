@@ -19,7 +19,7 @@ Curve = Sequence[tuple[int, float]]
 
 
 def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
-    """Draw the difference of each merged model to each reference, with its interval.
+    """Draw the difference of each model to each reference, with its interval.
 
     Of more than `MOST_PANELS` metrics those are drawn where a difference is clearest; the CSV holds all.
 
@@ -36,12 +36,13 @@ def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
     clearest = sorted(panels, key=lambda key: max(map(_clarity, panels[key])), reverse=True)[:MOST_PANELS]
     panels = {key: found for key, found in panels.items() if key in clearest}
     models = list(dict.fromkeys(one.model for one in report.comparisons))
+    references = [name for name in REFERENCES if any(one.reference == name for one in report.comparisons)]
 
     def paint(figure: Figure) -> None:
         for axes, (key, found) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-            _paint_effects(axes, key, found, models)
+            _paint_effects(axes, key, found, models, references)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", title="merged model less", alignment="left")
+        figure.legend(handles, labels, loc="outside upper left", title="model less", alignment="left")
 
     height = 0.9 + len(panels) * (0.9 + 0.45 * len(models))
     rows = [[getattr(one, column) for column in _EFFECT_COLUMNS] for one in report.comparisons]
@@ -54,12 +55,12 @@ def _clarity(one: Comparison) -> float:
     return abs(one.difference) / half if half > 0 else float(one.difference != 0)
 
 
-def _paint_effects(axes: Axes, key: tuple[str, str, str], found: list[Comparison], models: list[str]) -> None:
-    references = [name for name in REFERENCES if any(one.reference == name for one in found)]
+def _paint_effects(
+    axes: Axes, key: tuple[str, str, str], found: list[Comparison], models: list[str], references: list[str]
+) -> None:
     for place, reference in enumerate(references):
         chosen = [one for one in found if one.reference == reference]
         offset = 0.22 * (place - (len(references) - 1) / 2)
-        index = list(REFERENCES).index(reference)
         axes.errorbar(
             [one.difference for one in chosen],
             [models.index(one.model) + offset for one in chosen],
@@ -67,9 +68,9 @@ def _paint_effects(axes: Axes, key: tuple[str, str, str], found: list[Comparison
                 [max(one.difference - one.low, 0) for one in chosen],
                 [max(one.high - one.difference, 0) for one in chosen],
             ],
-            fmt=_MARKERS[index],
+            fmt=_MARKERS[place],
             markersize=4.5,
-            color=COLOURS[index],
+            color=COLOURS[place],
             capsize=2,
             label=REFERENCES[reference],
         )

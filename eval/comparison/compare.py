@@ -1,6 +1,7 @@
-"""Compares each merged model with the single ones and the weighted average, on the same documents."""
+"""Compares models on the same documents: a run's merged models with its single ones, or any models with a reference."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,27 @@ METHODS = {
     "p_value_holm": "Holm's correction over all comparisons of this file",
     "detectable": "normal approximation from the paired differences, before correction",
 }
-NO_DIRECTION = "lm-eval does not say whether more is better: no best single model"
+NO_DIRECTION = "lm-eval does not say whether more is better: no best {of}"
 Key = tuple[str, str, str]
+Pair = tuple[str, Reference, list[str]]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Which models are compared with which.
+
+    Attributes:
+        pairs: Given the score of each model on one task, metric and filter, yields each model with each reference, and
+            the models behind that.
+        sets: Sets of models that differ in one thing only, and in what.
+        best_by: How a best model is chosen.
+        best_of: Of what a best model by test score is wanted, None where none is.
+    """
+
+    pairs: Callable[[Mapping[str, Row]], Iterator[Pair]]
+    sets: list[tuple[Literal["orders", "seeds"], list[str]]] = field(default_factory=list)
+    best_by: Literal["validation_loss", "test_score"] = "test_score"
+    best_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,48 @@ class Roles:
     draws: list[list[str]] = field(default_factory=list)
     validation_loss: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def design(self) -> Design:
+        """Every merged model against the mean and the best of the single ones, and against the weighted average."""
+        return Design(
+            self._pairs,
+            sets=[("orders", self.single), *(("seeds", models) for models in self.draws)],
+            best_by="validation_loss" if self.validation_loss else "test_score",
+            best_of=None if self.validation_loss else "single model",
+        )
+
+    def _pairs(self, scores: Mapping[str, Row]) -> Iterator[Pair]:
+        if self.validation_loss:
+            best: str | None = min(self.single, key=self.validation_loss.__getitem__)
+        else:
+            best = best_model({name: scores[name] for name in self.single})
+        for model in self.merged:
+            yield model, "single_mean", self.single
+            if best is not None:
+                yield model, "single_best", [best]
+            if self.average is not None and model != self.average:
+                yield model, "weighted_average", [self.average]
+
+
+def against(models: Sequence[str], reference: str) -> Design:
+    """Return the design that compares every model with one reference.
+
+    Args:
+        models: The models.
+        reference: "mean" (of the models), "best" (of them, by the score itself), or the name of a model, which need not
+            be one of them.
+    """
+
+    def pairs(scores: Mapping[str, Row]) -> Iterator[Pair]:
+        best = best_model({name: scores[name] for name in models}) if reference == "best" else reference
+        for model in models:
+            if reference == "mean":
+                yield model, "mean", list(models)
+            elif best is not None and model != best:
+                yield model, "best" if reference == "best" else "model", [best]
+
+    return Design(pairs, best_of="model" if reference == "best" else None)
+
 
 def compare_models(out: Path, roles: Roles, tasks: Iterable[str] | None = None) -> ComparisonReport:
     """Compare every merged model with the mean and the best of the single ones, and with the weighted average.
@@ -59,20 +121,34 @@ def compare_models(out: Path, roles: Roles, tasks: Iterable[str] | None = None) 
     """
     asked = None if tasks is None else list(tasks)
     names = [*roles.single, *roles.merged]
-    models = [read_values(load_scores(out / name, asked)) for name in names]
-    rows = {name: {_key(row): row for row in model.saved.rows} for name, model in zip(names, models, strict=True)}
+    return compare_values([read_values(name, load_scores(out / name, asked)) for name in names], roles.design, out)
+
+
+def compare_values(models: Sequence[ModelValues], design: Design, start: Path) -> ComparisonReport:
+    """Compare models as a design says, on every task, metric and filter that all of them have.
+
+    Args:
+        models: The models, each with what was read of its files.
+        design: Which of them are compared with which.
+        start: Where the paths of lm-eval's files are to start in the report.
+
+    Returns:
+        The comparisons, in the tasks' and the models' order.
+    """
+    names = [model.name for model in models]
+    rows = {model.name: {_key(row): row for row in model.saved.rows} for model in models}
     found: list[Comparison] = []
     left_out: list[LeftOut] = []
     spreads: list[Spread] = []
     for key in dict.fromkeys(key for scores in rows.values() for key in scores):
         scores = {name: rows[name][key] for name in names if key in rows[name]}
-        spreads += _spreads(key, scores, roles)
+        spreads += _spreads(key, scores, design)
         try:
             if len(scores) < len(names):
                 raise NotPaired(f"{', '.join(name for name in names if name not in scores)} has no such score")
-            found += _compare(pair(models, list(scores.values())), scores, roles)
-            if _best_single(scores, roles) is None:
-                left_out.append(LeftOut(*key, NO_DIRECTION))
+            found += _compare(pair(models, list(scores.values())), scores, design)
+            if design.best_of and next(iter(scores.values())).higher_is_better is None:
+                left_out.append(LeftOut(*key, NO_DIRECTION.format(of=design.best_of)))
         except NotPaired as reason:
             left_out.append(LeftOut(*key, str(reason)))
     corrected = statistics.holm([comparison.p_value for comparison in found])
@@ -80,27 +156,42 @@ def compare_models(out: Path, roles: Roles, tasks: Iterable[str] | None = None) 
         comparisons=[replace(one, p_value_holm=p) for one, p in zip(found, corrected, strict=True)],
         spreads=spreads,
         left_out=left_out,
-        best_single_by="validation_loss" if roles.validation_loss else "test_score",
-        limit=next((row.limit for row in models[0].saved.rows), None),
+        best_single_by=design.best_by,
+        limit=next((row.limit for model in models for row in model.saved.rows if row.limit is not None), None),
         confidence=statistics.LEVEL,
         power=statistics.POWER,
         resamples=statistics.RESAMPLES,
         seed=statistics.SEED,
         methods=METHODS,
-        files={name: _files(model, out) for name, model in zip(names, models, strict=True)},
-        subtasks=models[0].saved.subtasks,
+        files={model.name: _files(model, start) for model in models},
+        subtasks={group: leaves for model in models for group, leaves in model.saved.subtasks.items()},
         versions=versions(),
+        calibration=[one for model in models for one in model.calibrations],
     )
+
+
+def best_model(scores: Mapping[str, Row]) -> str | None:
+    """Return the model with the best score, the first of several equal ones; None where no direction is known.
+
+    Args:
+        scores: Of each model, on one task, metric and filter.
+    """
+    higher = next(iter(scores.values())).higher_is_better
+    if higher is None:
+        return None
+    return (max if higher else min)(scores, key=lambda name: scores[name].value)
 
 
 def _key(row: Row) -> Key:
     return row.task, row.metric, row.filter
 
 
-def _compare(values: PairedValues, scores: Mapping[str, Row], roles: Roles) -> list[Comparison]:
+def _compare(values: PairedValues, scores: Mapping[str, Row], design: Design) -> list[Comparison]:
     """Return the comparisons on one task and metric, not yet corrected for their number."""
     columns = {name: values.values[:, column] for column, name in enumerate(scores)}
-    pairs = list(_pairs(scores, roles))
+    pairs = list(design.pairs(scores))
+    if not pairs:
+        return []
     differences = [columns[model] - np.mean([columns[name] for name in others], axis=0) for model, _, others in pairs]
     estimates = statistics.estimate(np.stack(differences, axis=1), values.strata, values.shares)
     found = []
@@ -130,33 +221,8 @@ def _compare(values: PairedValues, scores: Mapping[str, Row], roles: Roles) -> l
     return found
 
 
-def _pairs(scores: Mapping[str, Row], roles: Roles) -> Iterator[tuple[str, Reference, list[str]]]:
-    """Yield each merged model with each reference, and the models behind that."""
-    best = _best_single(scores, roles)
-    for model in roles.merged:
-        yield model, "single_mean", roles.single
-        if best is not None:
-            yield model, "single_best", [best]
-        if roles.average is not None and model != roles.average:
-            yield model, "weighted_average", [roles.average]
-
-
-def _best_single(scores: Mapping[str, Row], roles: Roles) -> str | None:
-    """Return the best sub-model: by validation loss, else by the score itself; the first of several equal ones."""
-    if roles.validation_loss:
-        return min(roles.single, key=roles.validation_loss.__getitem__)
-    higher = scores[roles.single[0]].higher_is_better
-    if higher is None:
-        return None
-    return (max if higher else min)(roles.single, key=lambda name: scores[name].value)
-
-
-def _spreads(key: Key, scores: Mapping[str, Row], roles: Roles) -> Iterator[Spread]:
-    sets: list[tuple[Literal["orders", "seeds"], list[str]]] = [
-        ("orders", roles.single),
-        *(("seeds", models) for models in roles.draws),
-    ]
-    for over, models in sets:
+def _spreads(key: Key, scores: Mapping[str, Row], design: Design) -> Iterator[Spread]:
+    for over, models in design.sets:
         if len(models) > 1 and all(name in scores for name in models):
             deviation = float(np.std([scores[name].value for name in models], ddof=1))
             yield Spread(*key, over, models, _mean(scores, models), deviation)
@@ -166,8 +232,9 @@ def _mean(scores: Mapping[str, Row], models: Sequence[str]) -> float:
     return float(np.mean([scores[name].value for name in models]))
 
 
-def _files(model: ModelValues, out: Path) -> dict[str, dict[str, str]]:
+def _files(model: ModelValues, start: Path) -> dict[str, dict[str, str]]:
     saved = {"results": model.saved.results, "samples": model.saved.samples}
     return {
-        kind: {task: path.relative_to(out).as_posix() for task, path in paths.items()} for kind, paths in saved.items()
+        kind: {task: Path(os.path.relpath(path, start)).as_posix() for task, path in paths.items()}
+        for kind, paths in saved.items()
     }

@@ -1,21 +1,22 @@
 """`comparison.json`: what it holds, how it is written and read."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from ordermerge.errors import UserError
+from ordermerge.eval.scoring.calibration import Calibration
 from ordermerge.files import write_json
 
 FILE = "comparison.json"
-Reference = Literal["single_mean", "single_best", "weighted_average"]
+Reference = Literal["single_mean", "single_best", "weighted_average", "mean", "best", "model"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A merged model against a reference, on one task and metric.
+    """A model against a reference, on one task and metric.
 
     Attributes:
         task: Task or group of tasks.
@@ -23,10 +24,10 @@ class Comparison:
         filter: lm-eval's filter of the answers.
         higher_is_better: None where the task does not say.
         documents: How many both were scored on.
-        model: The merged model.
+        model: The model: in a run's comparison a merged one.
         reference: What it is compared with.
         reference_models: The models behind that; their mean is compared with.
-        score: Of the merged model.
+        score: Of the model.
         reference_score: Of the reference.
         difference: Score less reference score.
         low: Lower end of the confidence interval of the difference.
@@ -35,6 +36,8 @@ class Comparison:
         p_value_holm: Corrected for the number of comparisons.
         p_value_exact: Whether it comes from all sign flips, not from a sample of them.
         detectable: Smallest difference that these documents would show; None where that cannot be told.
+        orders: Ends of the confidence interval of the difference over training orders, on these documents; None where
+            no merges of fewer orders were scored.
     """
 
     task: str
@@ -54,6 +57,7 @@ class Comparison:
     p_value_holm: float
     p_value_exact: bool
     detectable: float | None
+    orders: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class ComparisonReport:
         comparisons: By task and metric, merged model and reference.
         spreads: Over orders and seeds, also of metrics that are not compared.
         left_out: What is not compared.
-        best_single_by: How the best sub-model was chosen: "validation_loss", or "test_score", which favours it.
+        best_single_by: How the best model was chosen: "validation_loss", or "test_score", which favours it.
         limit: lm-eval's limit; if not None, only a part of each task was scored.
         confidence: Of the intervals.
         power: Chance to find the detectable difference.
@@ -114,6 +118,7 @@ class ComparisonReport:
         files: lm-eval's files behind the numbers, relative to this one: by model, "results" and "samples", by task.
         subtasks: The tasks that each group comes down to.
         versions: Of Python and packages.
+        calibration: Of each model on each task of multiple choice.
     """
 
     comparisons: list[Comparison]
@@ -129,6 +134,7 @@ class ComparisonReport:
     files: dict[str, dict[str, dict[str, str]]]
     subtasks: dict[str, list[str]]
     versions: dict[str, str]
+    calibration: list[Calibration] = field(default_factory=list)
 
 
 def write_comparison(report: ComparisonReport, path: Path) -> None:

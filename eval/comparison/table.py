@@ -5,6 +5,7 @@ from typing import IO
 
 from ordermerge.errors import printable
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
+from ordermerge.eval.scoring.calibration import HEADER, NOTE, calibration_cells, print_calibration
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits, limit_note
 from ordermerge.eval.tables import markdown_rows, markdown_text, print_columns
 
@@ -12,11 +13,20 @@ REFERENCES = {
     "single_mean": "the mean of the single models",
     "single_best": "the best single model",
     "weighted_average": "the weighted average",
+    "mean": "the mean of the models",
+    "best": "the best model",
+    "model": "the reference",
 }
 _BEST_BY = {
-    "validation_loss": "The best single model was chosen by its validation loss.",
-    "test_score": "The best single model was chosen by its score on these same documents, which favours it.",
+    "validation_loss": "was chosen by its validation loss.",
+    "test_score": "was chosen by its score on these same documents, which favours it.",
 }
+
+_NOT_ABOUT_ORDERS = "They tell what other documents would change, not what other training orders would."
+_ABOUT_ORDERS = (
+    "They tell what other documents would change. Over orders: what other training orders would change, on these same "
+    "documents, by the jackknife over the orders merged."
+)
 
 
 def markdown_comparison(report: ComparisonReport) -> str:
@@ -31,10 +41,13 @@ def markdown_comparison(report: ComparisonReport) -> str:
         if heading != last:
             parts.append(f"### {markdown_text(heading)}")
         last = heading
-        header = ["model", "difference", f"{report.confidence:.0%} interval", "p", "p (Holm)", "detectable"]
-        lines = [[*_cells(one), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons]
+        header = [*_header(report), "p", "p (Holm)", "detectable"]
+        lines = [[*_cells(one, report), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons]
         parts.append(f"{markdown_text(against)}:\n\n{markdown_rows(header, lines)}")
-    return "\n\n".join([*parts, *map(markdown_text, comparison_notes(report))]) + "\n"
+    parts += map(markdown_text, comparison_notes(report))
+    if report.calibration:
+        parts += ["### Calibration", markdown_rows(HEADER, calibration_cells(report.calibration)), NOTE]
+    return "\n\n".join(parts) + "\n"
 
 
 def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> None:
@@ -50,10 +63,11 @@ def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> N
             print(printable(heading), file=file)
         last = heading
         print(printable(f"{against}:"), file=file)
-        header = ["model", "difference", f"{report.confidence:.0%} interval", "p (Holm)"]
-        print_columns(header, [[*_cells(one), _p(one.p_value_holm)] for one in comparisons], file=file)
+        lines = [[*_cells(one, report), _p(one.p_value_holm)] for one in comparisons]
+        print_columns([*_header(report), "p (Holm)"], lines, file=file)
     for note in comparison_notes(report):
         print(printable(note), file=file)
+    print_calibration(report.calibration, file)
 
 
 def comparison_notes(report: ComparisonReport) -> list[str]:
@@ -65,10 +79,10 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
     lines = []
     if report.comparisons:
         lines += [
-            f"Differences: merged model less reference, on the same documents. Intervals: bootstrap over documents "
+            f"Differences: model less reference, on the same documents. Intervals: bootstrap over documents "
             f"({report.resamples:,} resamples, seed {report.seed}). p: two-sided sign-flip test; Holm: corrected for "
             f"all {len(report.comparisons)} comparisons.",
-            "They tell what other documents would change, not what other training orders would.",
+            _ABOUT_ORDERS if any(one.orders for one in report.comparisons) else _NOT_ABOUT_ORDERS,
         ]
     if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
         lines.append(
@@ -76,8 +90,9 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
             f"{report.power:.0%}, at 5 % and before correction; here {digits(min(detectable))} to "
             f"{digits(max(detectable))}."
         )
-    if any(one.reference == "single_best" for one in report.comparisons):
-        lines.append(_BEST_BY[report.best_single_by])
+    for reference, which in (("single_best", "The best single model"), ("best", "The best model")):
+        if any(one.reference == reference for one in report.comparisons):
+            lines.append(f"{which} {_BEST_BY[report.best_single_by]}")
     for spread in report.spreads:
         lines.append(
             f"{_title(spread.task, spread.metric, spread.filter)} over {len(spread.models)} {spread.over} "
@@ -111,8 +126,15 @@ def _title(task: str, metric: str, filter_name: str) -> str:
     return " ".join([task, metric, *([] if filter_name == NO_FILTER else [filter_name])])
 
 
-def _cells(one: Comparison) -> list[str]:
-    return [one.model, _signed(one.difference), f"{_signed(one.low)} to {_signed(one.high)}"]
+def _header(report: ComparisonReport) -> list[str]:
+    over_orders = ["over orders"] if any(one.orders for one in report.comparisons) else []
+    return ["model", "difference", f"{report.confidence:.0%} interval", *over_orders]
+
+
+def _cells(one: Comparison, report: ComparisonReport) -> list[str]:
+    intervals = [(one.low, one.high), *([one.orders] if len(_header(report)) > 3 else [])]
+    texts = (f"{_signed(ends[0])} to {_signed(ends[1])}" if ends else "" for ends in intervals)
+    return [one.model, _signed(one.difference), *texts]
 
 
 def _signed(value: float) -> str:

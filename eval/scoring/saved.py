@@ -1,4 +1,4 @@
-"""lm-eval's own result and sample files of a model: written as it writes them, and read back.
+"""lm-eval's own result and sample files of a model: written as it writes them, and read back, whoever wrote them.
 
 OUT/NAME/results_DATE.json          lm-eval's results
 OUT/NAME/samples_TASK_DATE.jsonl    lm-eval's samples, one file a task
@@ -7,8 +7,9 @@ OUT/NAME/ordermerge_TASK.json       our marker of each task or group asked for, 
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
 
 MARKERS = "ordermerge_*.json"
+_RESULTS = re.compile(
+    r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json$"
+)  # lm-eval's "results_DATE.json", or its user's NAME_DATE.json
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,35 @@ class SavedScores:
         results: File of the results of each task and group.
         samples: File of the samples of each task.
         subtasks: The tasks that each group comes down to.
+        conditions: For each task what scores depend on beside the documents and the model, by its name in messages.
+        choices: The tasks of multiple choice.
     """
 
     rows: list[Row]
     results: dict[str, Path]
     samples: dict[str, Path]
     subtasks: dict[str, list[str]]
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    choices: set[str] = field(default_factory=set)
+
+    def add(self, content: Mapping[str, Any], file: Path, tasks: Iterable[str], samples: Mapping[str, Path]) -> None:
+        """Add the scores of tasks that are not there yet.
+
+        Args:
+            content: One of lm-eval's results.
+            file: The file it stands in; its folder's name is the model's name in the rows.
+            tasks: The tasks and groups to take from it.
+            samples: File of the samples of each task.
+        """
+        new = [task for task in tasks if task not in self.results]
+        groups = content.get("group_subtasks", {})
+        self.rows.extend(row for row in result_rows(content, file.parent.name) if row.task in new)
+        self.results.update(dict.fromkeys(new, file))
+        self.samples.update({task: samples[task] for task in new if task in samples})
+        self.subtasks.update({task: _leaves(task, groups) for task in new if task in groups})
+        self.conditions.update({task: _conditions(content, task) for task in new})
+        configs = content.get("configs", {})
+        self.choices.update(task for task in new if configs.get(task, {}).get("output_type") == "multiple_choice")
 
 
 def marker_name(task: str) -> str:
@@ -113,15 +140,42 @@ def load_scores(folder: Path, tasks: Iterable[str] | None = None) -> SavedScores
             name = marker["results"]
             if name not in contents:
                 contents[name] = json.loads((folder / name).read_text(encoding="utf-8"))
-            new = [task for task in marker["tasks"] if task not in saved.results]
-            saved.rows.extend(row for row in result_rows(contents[name], folder.name) if row.task in new)
-            saved.results.update(dict.fromkeys(new, folder / name))
-            saved.samples.update({task: folder / marker["samples"][task] for task in new if task in marker["samples"]})
-            groups = contents[name].get("group_subtasks", {})
-            saved.subtasks.update({task: _leaves(task, groups) for task in new if task in groups})
+            samples = {task: folder / file for task, file in marker["samples"].items()}
+            saved.add(contents[name], folder / name, marker["tasks"], samples)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its scores cannot be read ({error!r}); delete the folder and score again") from None
     return saved
+
+
+def load_lm_eval(place: Path) -> SavedScores:
+    """Read what `lm_eval --log_samples --output_path` left of a model.
+
+    Args:
+        place: The folder that holds the files, where each task is read from its newest results; or one results file.
+
+    Raises:
+        UserError: If a results file is damaged.
+    """
+    saved = SavedScores([], {}, {}, {})
+    for file in [place] if place.is_file() else lm_eval_results(place):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            date = _RESULTS.search(file.name)
+            names = {task: file.with_name(f"samples_{task}_{date and date[1]}.jsonl") for task in content["results"]}
+            saved.add(content, file, content["results"], {task: path for task, path in names.items() if path.is_file()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}: cannot be read as lm-eval's results ({error!r}); score again") from None
+    return saved
+
+
+def lm_eval_results(folder: Path) -> list[Path]:
+    """Return lm-eval's results files in a folder, newest first.
+
+    Args:
+        folder: The folder.
+    """
+    dates = {file: found[1] for file in folder.glob("*.json") if (found := _RESULTS.search(file.name))}
+    return sorted(dates, key=lambda file: dates[file], reverse=True)
 
 
 def load_rows(out: Path, names: Iterable[str] | None = None, tasks: Iterable[str] | None = None) -> list[Row]:
@@ -141,6 +195,15 @@ def load_rows(out: Path, names: Iterable[str] | None = None, tasks: Iterable[str
     wanted = sorted({path.parent.name for path in out.glob(f"*/{MARKERS}")}) if names is None else names
     asked = None if tasks is None else list(tasks)
     return [row for name in wanted for row in load_scores(out / name, asked).rows]
+
+
+def _conditions(content: Mapping[str, Any], task: str) -> dict[str, Any]:
+    return {
+        "versions of the task": content.get("versions", {}).get(task),
+        "numbers of few-shot examples": content.get("n-shot", {}).get(task),
+        "system instructions": content.get("system_instruction"),
+        "chat templates": content.get("chat_template_sha"),
+    }
 
 
 def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:

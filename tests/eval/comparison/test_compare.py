@@ -138,10 +138,12 @@ def test_other_documents_are_not_paired(tmp_path):
     for name, values in SCORES.items():
         save(tmp_path / "hash", name, {"t": {"acc": values}}, salt="x" if name == "selected" else "")
         save(tmp_path / "count", name, {"t": {"acc": values[: 39 if name == "selected" else 40]}})
-    for folder in ("hash", "count"):
+    for folder, counts in (("hash", ""), ("count", " (40 and 39)")):
         report = compare_models(tmp_path / folder, ROLES)
         assert report.comparisons == []
-        assert [left.reason for left in report.left_out] == ["the models were not scored on the same documents of t"]
+        assert [left.reason for left in report.left_out] == [
+            f"order_0 and selected were scored on different documents of t{counts}"
+        ]
 
 
 def test_a_task_that_a_model_lacks_is_left_out_and_the_others_are_compared(tmp_path):
