@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import ConfigDict, Field, with_config
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from typing_extensions import TypedDict
 
 from ordermerge.config.load import load_experiment
@@ -16,6 +13,9 @@ from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
 from ordermerge.models import MERGE_MARKER
 from ordermerge.readers import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 EXPERIMENT = "experiment.yml"  # the resolved experiment
 REPORT = "report.md"
@@ -57,8 +57,8 @@ class OrderPositions:
         data: Fingerprint of the training data, None where that is not recorded.
     """
 
-    sample_ids: torch.Tensor
-    positions: torch.Tensor
+    sample_ids: "torch.Tensor"
+    positions: "torch.Tensor"
     batch: int
     data: str | None
 
@@ -224,6 +224,10 @@ def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
 
 
 def _read_order(folder: Path) -> OrderPositions:
+    import torch  # not at the top: what only reads scores is quick
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     path = folder / PERMUTATIONS
     try:
         tensors = load_file(path)

@@ -20,7 +20,7 @@ def main() -> None:
 
 for _command in (
     pipeline.run, pipeline.train, pipeline.orders, pipeline.merge, pipeline.check,
-    evaluation.evaluate, evaluation.soup, evaluation.tasks,
+    evaluation.evaluate, evaluation.compare, evaluation.soup, evaluation.tasks,
     analysis.inspect, analysis.losses, analysis.imbalance, analysis.report, analysis.card,
 ):  # fmt: skip
     main.add_command(_command)

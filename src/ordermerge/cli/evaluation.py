@@ -1,11 +1,11 @@
-"""Commands that score models with lm-eval: `eval`, `soup`, `tasks`."""
+"""Commands that score models with lm-eval, and compare what it scored: `eval`, `compare`, `soup`, `tasks`."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ordermerge.cli.options import LM_EVAL_SPELLING, evaluation_options, names, user_errors
+from ordermerge.cli.options import JSON, LM_EVAL_SPELLING, evaluation_options, give_json, names, user_errors
 
 SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 
@@ -23,6 +23,42 @@ def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) ->
     from ordermerge.commands.run import evaluate_models
 
     evaluate_models(models, out, {"tasks": names(tasks), **settings})
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True)
+@click.option("--reference", help="`mean` or `best` of the models, or one model's name or folder. [the first model]")
+@click.option("--tasks", default="", help="Only these tasks and groups, comma-separated.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Also write JSON, Markdown, one HTML page and a plot here."
+)
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@JSON
+@user_errors
+def compare(
+    results: tuple[str, ...], reference: str | None, tasks: str, out: Path | None, form: str, json_file: Path | None
+) -> None:
+    """Compare models by RESULTS of lm-eval on disk, document by document, with intervals and corrected p-values.
+
+    RESULTS are folders of `lm_eval --log_samples --output_path`, of `ordermerge eval` or of `ordermerge run`.
+    """
+    from dataclasses import asdict
+
+    from ordermerge.commands.compare import compare_results, print_csv, write_files
+    from ordermerge.eval.comparison.table import print_comparison
+    from ordermerge.eval.scoring.table import print_table
+
+    rows, report = compare_results(results, reference=reference, tasks=names(tasks), start=out)
+    if out:
+        for file in write_files(rows, report, out):
+            click.echo(f"wrote {file}", err=True)
+    if give_json(asdict(report), Path("-") if form == "json" else json_file):
+        return
+    if form == "csv":
+        print_csv(report)
+        return
+    print_table(rows)
+    print_comparison(report)
 
 
 @click.command(context_settings=LM_EVAL_SPELLING)

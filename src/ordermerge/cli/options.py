@@ -13,6 +13,15 @@ RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
 
+JSON = click.option(
+    "--json",
+    "json_file",
+    is_flag=False,
+    flag_value="-",
+    type=click.Path(allow_dash=True, path_type=Path),
+    help="Write the numbers to this file too; without a name, print them in place of the tables.",
+)
+
 # Options may be written with lm-eval's underscores.
 LM_EVAL_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 EVALUATION_OPTIONS = (
@@ -58,6 +67,29 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(EVALUATION_OPTIONS):
         command = option(command)
     return command
+
+
+def give_json(value: Any, file: Path | None) -> bool:
+    """Write a command's numbers where `--json` says.
+
+    Args:
+        value: Anything `json` takes.
+        file: What the option holds: a file, "-" for standard output, or None.
+
+    Returns:
+        Whether they were printed, in place of the tables.
+    """
+    import json
+
+    from ordermerge.files import write_json
+
+    if file is None:
+        return False
+    if str(file) != "-":
+        write_json(file, value)
+        return False
+    click.echo(json.dumps(value, indent=2, default=str))
+    return True
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
