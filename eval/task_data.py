@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, quoted
+from ordermerge.sandbox import render_fields
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -47,9 +48,9 @@ def load(
     return {
         split: Dataset.from_list(
             [
-                _with_fields(record, fields or {}, path)
+                record
                 for path in located(files, config_source)
-                for record in read(path)
+                for record in _with_fields(read(path), fields or {}, path)
             ]
         )
         for split, files in splits.items()
@@ -114,14 +115,16 @@ def completion_scores(doc: Mapping[str, Any], results: list[tuple[float, bool]])
     }
 
 
-def _with_fields(record: dict[str, Any], fields: Mapping[str, str], path: Path) -> dict[str, Any]:
-    from jinja2 import UndefinedError
-    from lm_eval.utils import apply_template
-
+def _with_fields(records: list[dict[str, Any]], fields: Mapping[str, str], path: Path) -> list[dict[str, Any]]:
+    if not fields:
+        return records
+    if not isinstance(fields, Mapping) or not all(isinstance(text, str) for text in fields.values()):
+        raise UserError(f"`fields` must map each field's name to its template; got {quoted(fields)}")
     try:
-        return {**record, **{name: apply_template(template, record) for name, template in fields.items()}}
-    except UndefinedError as error:
-        raise UserError(f"{path}: `fields`: {error}; its records have the fields {', '.join(record)}") from None
+        made = render_fields(fields, records)
+    except UserError as error:
+        raise UserError(f"{path}: `fields`: {error}") from None
+    return [{**record, **new} for record, new in zip(records, made, strict=True)]
 
 
 def _read_json(path: Path) -> Any:

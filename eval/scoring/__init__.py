@@ -3,6 +3,7 @@
 score       scores a list of models, each once on each task
 harness     loads the tasks, runs one model through lm-eval; `quiet` keeps what it says to what a user can act on
 checks      says what is wrong with an evaluation, before it is begun
+arguments   names and values that lm-eval hands on unread
 tasks       finds the tasks; `task_files` tells what local ones consist of
 saved       lm-eval's own result and sample files: written, and read back
 table       one table of metric ± standard error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError, did_you_mean
+from ordermerge.eval.scoring.arguments import argument_problems, number_problems
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.task_files import data_problems
 from ordermerge.eval.scoring.tasks import find_tasks
@@ -25,7 +26,7 @@ def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | No
         One sentence for each problem.
     """
     found = (model_problem(model, settings.model) for model in (models or {}).values())
-    problems = [*settings_problems(settings), *(problem for problem in found if problem)]
+    problems = [*settings_problems(settings, models), *(problem for problem in found if problem)]
     try:
         with quiet():
             find_tasks(settings)
@@ -35,11 +36,12 @@ def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | No
     return problems
 
 
-def settings_problems(settings: EvaluationSection) -> list[str]:
+def settings_problems(settings: EvaluationSection, models: Mapping[str, str] | None = None) -> list[str]:
     """Return a sentence for each setting that lm-eval would stumble over.
 
     Args:
         settings: What is asked of lm-eval.
+        models: Name of each model, and its folder or hub id, as far as they are known.
     """
     from lm_eval.models import MODEL_MAPPING
 
@@ -54,9 +56,7 @@ def settings_problems(settings: EvaluationSection) -> list[str]:
         problems.append(missing)
     if settings.fewshot_as_multiturn and not settings.apply_chat_template:
         problems.append("fewshot_as_multiturn: needs `apply_chat_template`; leave one out, or give both")
-    if settings.limit is not None and settings.limit <= 0:
-        problems.append(f"limit: must be above 0; got {settings.limit:g}; leave it out to score every document")
-    return problems
+    return [*problems, *number_problems(settings), *argument_problems(settings, models or {})]
 
 
 def model_problems(models: Mapping[str, str], settings: EvaluationSection, out: Path) -> list[str]:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.table import Row, result_rows
+from ordermerge.files import fingerprint
 
 if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
@@ -24,6 +25,7 @@ MARKERS = "ordermerge_*.json"
 _RESULTS = re.compile(
     r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json$"
 )  # lm-eval's "results_DATE.json", or its user's NAME_DATE.json
+_MOST_LETTERS = 120
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def marker_name(task: str) -> str:
     Args:
         task: As it was asked for.
     """
-    return MARKERS.replace("*", quote(task, safe=""))
+    return MARKERS.replace("*", _file_part(task))
 
 
 def new_tracker(folder: Path) -> "EvaluationTracker":
@@ -105,10 +107,12 @@ def save_results(tracker: "EvaluationTracker", results: dict[str, Any], folder: 
     """
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
-    for task in samples:
-        tracker.save_results_samples(task_name=task, samples=samples[task])
+    parts = {task: _file_part(task) for task in samples}  # lm-eval would take a slash for a folder
+    for task, part in parts.items():
+        tracker.save_results_samples(task_name=part, samples=samples[task])
     date = getattr(tracker, "date_id", "")
-    written, sample_files = f"results_{date}.json", {task: f"samples_{task}_{date}.jsonl" for task in samples}
+    written = f"results_{date}.json"
+    sample_files = {task: f"samples_{part}_{date}.jsonl" for task, part in parts.items()}
     try:
         json.loads((folder / written).read_text(encoding="utf-8"))
         for task, name in sample_files.items():
@@ -204,6 +208,12 @@ def _conditions(content: Mapping[str, Any], task: str) -> dict[str, Any]:
         "system instructions": content.get("system_instruction"),
         "chat templates": content.get("chat_template_sha"),
     }
+
+
+def _file_part(task: str) -> str:
+    """Return a task's name as a part of a file's name: no slash, no control character, not too long."""
+    part = quote(task, safe=" ", errors="backslashreplace")
+    return part if len(part) <= _MOST_LETTERS else f"{part[:_MOST_LETTERS]}-{fingerprint(part)[:16]}"
 
 
 def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:

@@ -76,7 +76,7 @@ def score_models(
         UserError: For problems seen before anything is loaded, and for saved scores that were made otherwise.
         ScoringFailed: After all others are scored and saved, naming each model that failed and why.
     """
-    problems = settings_problems(settings)
+    problems = settings_problems(settings, models)
     problems += model_problems(models, settings, out) if steps is None else []
     if problems:
         raise UserError(problems)

@@ -32,7 +32,9 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         read_data: Whether to read local training data too, which training itself would do soon after.
     """
     problems = check_training(experiment)
+    there = {BASE: experiment.model.reference}
     if problem := model_problem(experiment.model.path, "hf"):
+        there = {}
         problems.append(f"`model.path`: {problem}")
     if read_data and not check_data(experiment) and data_file(experiment, "train"):
         try:
@@ -51,7 +53,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
             continue
         problems += [f"merges.{name}: {problem}" for problem in check_recipe(recipe, models_exist=False)]
     if experiment.evaluation:
-        problems += [f"evaluation: {problem}" for problem in check_evaluation(experiment.evaluation)]
+        problems += [f"evaluation: {problem}" for problem in check_evaluation(experiment.evaluation, there)]
     return problems
 
 
