@@ -10,7 +10,7 @@ from ordermerge.eval.scoring.arguments import argument_problems, number_problems
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.task_files import data_problems
 from ordermerge.eval.scoring.tasks import find_tasks
-from ordermerge.models import local_folder, missing_package, model_problem
+from ordermerge.models import HF_BACKENDS, Model, local_folder, members_of, missing_package, model_problem
 
 RESERVED_ARGS = {"pretrained": "the list of models", "batch_size": "`batch_size`", "device": "`device`"}
 
@@ -36,7 +36,7 @@ def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | No
     return problems
 
 
-def settings_problems(settings: EvaluationSection, models: Mapping[str, str] | None = None) -> list[str]:
+def settings_problems(settings: EvaluationSection, models: Mapping[str, Model] | None = None) -> list[str]:
     """Return a sentence for each setting that lm-eval would stumble over.
 
     Args:
@@ -54,12 +54,15 @@ def settings_problems(settings: EvaluationSection, models: Mapping[str, str] | N
         problems.append(f"model: unknown backend {settings.model!r}{did_you_mean(settings.model, list(MODEL_MAPPING))}")
     elif missing := missing_package(settings.model):
         problems.append(missing)
+    if settings.ensemble and settings.model not in HF_BACKENDS:
+        problems.append(f"ensemble: needs the backend hf, got {settings.model!r}; leave out `ensemble`, or `model`")
     if settings.fewshot_as_multiturn and not settings.apply_chat_template:
         problems.append("fewshot_as_multiturn: needs `apply_chat_template`; leave one out, or give both")
-    return [*problems, *number_problems(settings), *argument_problems(settings, models or {})]
+    members = {member: member for model in (models or {}).values() for member in members_of(model)}
+    return [*problems, *number_problems(settings), *argument_problems(settings, members)]
 
 
-def model_problems(models: Mapping[str, str], settings: EvaluationSection, out: Path) -> list[str]:
+def model_problems(models: Mapping[str, Model], settings: EvaluationSection, out: Path) -> list[str]:
     """Return a sentence for each model that cannot be scored with its results in `out/NAME/`.
 
     Args:
@@ -67,8 +70,9 @@ def model_problems(models: Mapping[str, str], settings: EvaluationSection, out: 
         settings: What is asked of lm-eval.
         out: Where the results go.
     """
-    problems = [model_problem(model, settings.model) for model in models.values()]
-    for name, model in models.items():
-        if (folder := local_folder(model)) and folder == Path(os.path.abspath(out / name)):
+    members = [(name, member) for name, model in models.items() for member in members_of(model)]
+    problems = [model_problem(member, settings.model) for _, member in dict.fromkeys(members)]
+    for name, member in members:
+        if (folder := local_folder(member)) and folder == Path(os.path.abspath(out / name)):
             problems.append(f"{folder} is the model's own folder; choose another folder for the results")
     return [problem for problem in problems if problem]

@@ -1,23 +1,17 @@
 """One model through lm-evaluation-harness, on tasks that are loaded once for all models."""
 
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.config.schema import EvaluationSection
-from ordermerge.eval.scoring.quiet import no_git_complaint
-from ordermerge.eval.scoring.saved import new_tracker, save_results
-from ordermerge.models import HF_BACKENDS, loading_args
-
-if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.explain import explained
+from ordermerge.eval.scoring.quiet import no_git_complaint
+from ordermerge.eval.scoring.saved import new_tracker, save_results
+from ordermerge.models import HF_BACKENDS, Model, loading_args, members_of
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -37,12 +31,12 @@ class LoadedTask:
 
 
 def evaluate_model(
-    model: str, manager: "TaskManager", tasks: Iterable[LoadedTask], settings: EvaluationSection, folder: Path
+    model: Model, manager: "TaskManager", tasks: Iterable[LoadedTask], settings: EvaluationSection, folder: Path
 ) -> dict[str, Any] | None:
     """Run one model on the tasks, and save lm-eval's results and samples.
 
     Args:
-        model: Folder or hub id.
+        model: Folder or hub id; several are an ensemble.
         manager: lm-eval's task manager.
         tasks: What to score it on.
         settings: What is asked of lm-eval.
@@ -54,10 +48,13 @@ def evaluate_model(
     from lm_eval import simple_evaluate
 
     tracker = new_tracker(folder)
+    members = members_of(model)
+    arguments = [{**settings.model_args, **loading_args(member, settings.model)} for member in members]
+    ensemble = None if isinstance(model, str) else _load_ensemble(arguments, settings)
     with no_git_complaint():
         results = simple_evaluate(
-            model=settings.model,
-            model_args={**settings.model_args, **loading_args(model, settings.model)},
+            model=ensemble or settings.model,
+            model_args={**arguments[0], "pretrained": members} if ensemble else arguments[0],
             tasks=distinct_items(tasks),
             num_fewshot=settings.num_fewshot,
             batch_size=settings.batch_size,
@@ -140,6 +137,22 @@ def _default_device(backend: str) -> str | None:
     import torch
 
     return "cpu" if backend in HF_BACKENDS and not torch.cuda.is_available() else None
+
+
+def _load_ensemble(arguments: Sequence[dict[str, Any]], settings: EvaluationSection) -> Any:
+    """Return lm-eval's own Hugging Face model of the first member, with the ensemble in the place of the member."""
+    from lm_eval.api.registry import get_model
+
+    from ordermerge.eval.scoring.ensemble import combine
+
+    where = {
+        "batch_size": settings.batch_size,
+        "max_batch_size": settings.max_batch_size,
+        "device": settings.device or _default_device(settings.model),
+    }
+    members = [get_model(settings.model).create_from_arg_obj(one, where) for one in arguments]
+    members[0]._model = combine([member.model for member in members])
+    return members[0]
 
 
 def _outermost(loaded: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ordermerge.eval.scoring.table import Row
 from ordermerge.eval.scoring.task_files import local_identity
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
 from ordermerge.files import file_records, write_text
-from ordermerge.models import identity
+from ordermerge.models import Model, identity, members_of
 from ordermerge.provenance import record
 from ordermerge.stages import Step, mark_done, unfinished
 
@@ -33,7 +33,7 @@ ERROR_FILE = "error.txt"
 # What does not change what is measured: scores made on another machine, or in smaller batches after an
 # out-of-memory error, still count. lm-eval notes both in its results. Each task has a step of its own.
 # The files that `metadata` may name count by their content, as those of the tasks do.
-_ASIDE = ("tasks", "include_path", "batch_size", "max_batch_size", "device", "confirm_run_unsafe_code")
+_ASIDE = ("tasks", "include_path", "batch_size", "max_batch_size", "device", "confirm_run_unsafe_code", "ensemble")
 NOT_INPUTS: Any = {**dict.fromkeys(_ASIDE, True), "metadata": {"data_files"}}
 
 
@@ -51,11 +51,12 @@ class ScoringFailed(UserError):
 
 
 def score_models(
-    models: Mapping[str, str],
+    models: Mapping[str, Model],
     settings: EvaluationSection,
     out: Path,
     *,
     steps: Sequence[Step] | None = None,
+    made: Mapping[str, Callable[[], AbstractContextManager[str]]] | None = None,
 ) -> list[Row]:
     """Score models on the same tasks and save lm-eval's own files below `out/NAME/`.
 
@@ -63,11 +64,13 @@ def score_models(
     the others are scored nevertheless; its traceback is kept in `out/NAME/error.txt`.
 
     Args:
-        models: Name of each model, and its folder or hub id.
+        models: Name of each model, and its folder or hub id; several are an ensemble.
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
         out: Where the results go.
         steps: Of a plan, one for each model and task (`evaluation_steps`); by default a model is identified by the
             content of its files, which are read for it.
+        made: Models that are made when their turn comes, and are gone after it: by name, what makes one and yields its
+            folder. They need `steps`.
 
     Returns:
         The scores of all models, read from the saved files; in all but the first of several processes nothing.
@@ -76,28 +79,33 @@ def score_models(
         UserError: For problems seen before anything is loaded, and for saved scores that were made otherwise.
         ScoringFailed: After all others are scored and saved, naming each model that failed and why.
     """
-    problems = settings_problems(settings, models)
+    made = made or {}
+    problems = settings_problems(settings, {name: model for name, model in models.items() if name not in made})
     problems += model_problems(models, settings, out) if steps is None else []
     if problems:
         raise UserError(problems)
     with quiet(), ExitStack() as network:
         if steps is None:
-            steps = evaluation_steps({name: identity(model) for name, model in models.items()}, settings, out)
+            steps = evaluation_steps({name: model_identity(model) for name, model in models.items()}, settings, out)
         # Decided for all at once, so that several processes decide alike.
         todo: dict[str, list[Step]] = {}
         for step in unfinished(steps):
             todo.setdefault(step.name, []).append(step)
-        network.enter_context(offline_if_unreachable(on_hub(settings, [models[name] for name in todo])))
-        manager, tasks = _ready({name: models[name] for name in todo}, settings, out, todo) if todo else (None, {})
+        kept = {name: models[name] for name in todo if name not in made}
+        used = [member for model in kept.values() for member in members_of(model)]
+        network.enter_context(offline_if_unreachable(bool(todo) and on_hub(settings, used)))
+        manager, tasks = _ready(kept, settings, out, todo) if todo else (None, {})
         failures = {}
         for position, (name, model) in enumerate(models.items(), start=1):
             where = f"[{position}/{len(models)}] {name}"
             if name not in todo:
                 _say(f"{where}: already scored")
                 continue
-            _say(f"{where}: scoring {model}{_part(todo[name], settings)}")
+            what = model if isinstance(model, str) else f"the ensemble of {len(model)} models"
+            _say(f"{where}: scoring {what}{_part(todo[name], settings)}")
             started = time.perf_counter()
-            failures[name] = _score_or_explain(model, manager, tasks, settings, todo[name])
+            opened = made[name]() if name in made else nullcontext(model)
+            failures[name] = _score_or_explain(opened, manager, tasks, settings, todo[name])
             _say(f"{where}: {'failed' if failures[name] else 'scored'} after {time.perf_counter() - started:.1f} s")
     rows = load_rows(out, models, settings.tasks) if _is_main_process() else []
     failed = [f"{name} ({models[name]}) could not be scored: {reason}" for name, reason in failures.items() if reason]
@@ -106,11 +114,22 @@ def score_models(
     return rows
 
 
-def evaluation_steps(models: Mapping[str, dict[str, Any] | Step], settings: EvaluationSection, out: Path) -> list[Step]:
+def model_identity(model: Model) -> dict[str, Any]:
+    """Return what tells a model, or an ensemble of models, from another.
+
+    Args:
+        model: Folder or hub id; several are an ensemble.
+    """
+    return identity(model) if isinstance(model, str) else {"ensemble": [identity(member) for member in model]}
+
+
+def evaluation_steps(
+    models: Mapping[str, dict[str, Any] | Step | tuple[Step, ...]], settings: EvaluationSection, out: Path
+) -> list[Step]:
     """Return a step for each model and each task that it is to be scored on.
 
     Args:
-        models: For each model what identifies it, or the step that makes it.
+        models: For each model what identifies it, or the step that makes it; an ensemble's members have one each.
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
         out: Where the results go.
     """
@@ -120,7 +139,8 @@ def evaluation_steps(models: Mapping[str, dict[str, Any] | Step], settings: Eval
     }
     steps = []
     for name, model in models.items():
-        identity, needs = ({}, (model,)) if isinstance(model, Step) else ({"model": model}, ())
+        needs = (model,) if isinstance(model, Step) else model if isinstance(model, tuple) else ()
+        identity = {"model": model} if isinstance(model, dict) else {}
         steps += [
             Step(STAGE, name, out / name, marker_name(task), {**inputs, **identity}, needs)
             for task, inputs in tasks.items()
@@ -129,7 +149,7 @@ def evaluation_steps(models: Mapping[str, dict[str, Any] | Step], settings: Eval
 
 
 def _ready(
-    models: Mapping[str, str], settings: EvaluationSection, out: Path, todo: Mapping[str, list[Step]]
+    models: Mapping[str, Model], settings: EvaluationSection, out: Path, todo: Mapping[str, list[Step]]
 ) -> tuple["TaskManager", dict[str, LoadedTask]]:
     """Return the tasks, after everything has been checked that can go wrong before a model is loaded."""
     problems = model_problems(models, settings, out)
@@ -148,14 +168,19 @@ def _part(steps: list[Step], settings: EvaluationSection) -> str:
 
 
 def _score_or_explain(
-    model: str, manager: Any, tasks: Mapping[str, LoadedTask], settings: EvaluationSection, steps: list[Step]
+    model: AbstractContextManager[Model],
+    manager: Any,
+    tasks: Mapping[str, LoadedTask],
+    settings: EvaluationSection,
+    steps: list[Step],
 ) -> str | None:
     """Score one model, and return why that failed, or None."""
     folder = steps[0].output
     chosen = {step.inputs["task"]: tasks[step.inputs["task"]] for step in steps}
     began = {step.marker: step.made_from() for step in steps}
     try:
-        files = evaluate_model(model, manager, chosen.values(), settings, folder)
+        with model as opened:
+            files = evaluate_model(opened, manager, chosen.values(), settings, folder)
         made = record(Path.cwd())
         for step in steps if files is not None else []:
             noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made}

@@ -60,10 +60,8 @@ def on_hub(settings: EvaluationSection, models: Iterable[str]) -> bool:
 
     Args:
         settings: What is asked of lm-eval.
-        models: Folders or hub ids; none need nothing.
+        models: Folders or hub ids.
     """
-    if not (models := list(models)):
-        return False
     if settings.model in FOLDER_BACKENDS and not all(local_folder(model) for model in models):
         return True
     entries = [entry for found in found_entries(settings).values() for entry in found.values()]

@@ -10,6 +10,7 @@ from typing import Any
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
 
+Model = str | tuple[str, ...]  # a folder or hub id; several are an ensemble
 HF_BACKENDS = ("hf", "hf-auto", "huggingface")
 FOLDER_BACKENDS = (*HF_BACKENDS, "vllm")
 ADAPTER_ARGS = {**dict.fromkeys(HF_BACKENDS, "peft"), "vllm": "lora_local_path"}
@@ -44,6 +45,15 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
             name += "_"
         names[name] = model
     return names
+
+
+def members_of(model: Model) -> list[str]:
+    """Return the models behind one: itself, or those of an ensemble.
+
+    Args:
+        model: Folder or hub id; several are an ensemble.
+    """
+    return [model] if isinstance(model, str) else list(model)
 
 
 def local_folder(model: str) -> Path | None:

@@ -11,7 +11,7 @@ from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
-from ordermerge.models import MERGE_MARKER
+from ordermerge.models import MERGE_MARKER, Model
 from ordermerge.readers import read_json
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "experiment.yml"  # the resolved experiment
 REPORT = "report.md"
 BASE = "base"  # the base model's name in tables
+ENSEMBLE = "ensemble"  # the name in tables of all sub-models at once
 ORDER_RECORD = "order/order.json"  # in a sub-model's folder: its record, and its marker
 PERMUTATIONS = "order/permutations.safetensors"  # in a sub-model's folder
 CHECKPOINTS = "checkpoints"  # in a sub-model's folder: one folder `step-N` for each that was kept
@@ -221,6 +222,19 @@ def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
     orders = {order_name(k): str(order_folder(run_directory, k)) for k in range(experiment.orders.count)}
     merges = {name: str(merge_folder(run_directory, name)) for name in experiment.merges}
     return {BASE: experiment.model.reference, **orders, **merges}
+
+
+def scored_models(experiment: Experiment, run_directory: Path) -> dict[str, Model]:
+    """Return name and place of all that an experiment scores: its models and, where asked for, the ensemble.
+
+    Args:
+        experiment: The experiment.
+        run_directory: Its run directory.
+    """
+    models: dict[str, Model] = dict(model_paths(experiment, run_directory))
+    if experiment.evaluation and experiment.evaluation.ensemble:
+        models[ENSEMBLE] = tuple(str(order_folder(run_directory, k)) for k in range(experiment.orders.count))
+    return models
 
 
 def _read_order(folder: Path) -> OrderPositions:

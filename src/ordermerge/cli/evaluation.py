@@ -13,14 +13,16 @@ SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 @click.command(name="eval", context_settings=LM_EVAL_SPELLING)
 @click.argument("models", nargs=-1, required=True)
 @click.option("--out", default="eval-results", show_default=True, type=click.Path(path_type=Path), help="For results.")
+@click.option("--ensemble", is_flag=True, help="Score the mean of all MODELS' token probabilities too.")
 @evaluation_options
 @user_errors
 def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) -> None:
     """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table.
 
+    A mergekit recipe (a YAML file) counts as the model that it makes: merged to a temporary folder, scored, removed.
     Options may be written as lm-eval writes them, with underscores. `ordermerge tasks` has tasks for your own data.
     """
-    from ordermerge.commands.run import evaluate_models
+    from ordermerge.commands.evaluate import evaluate_models
 
     evaluate_models(models, out, {"tasks": names(tasks), **settings})
 

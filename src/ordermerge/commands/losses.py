@@ -17,17 +17,18 @@ from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.loss_table import NOTE
 from ordermerge.eval.imbalance.losses import count_learnt
+from ordermerge.eval.scoring.score import model_identity
 from ordermerge.files import fingerprint, write_bytes
-from ordermerge.models import identity, local_folder, model_problem
+from ordermerge.models import Model, local_folder, members_of, model_problem
 from ordermerge.provenance import record
 from ordermerge.run_directory import (
     BASE,
     OrderPositions,
     losses_file,
     model_marker,
-    model_paths,
     open_run,
     read_positions,
+    scored_models,
 )
 from ordermerge.train.tokenized import Tokenised, tokenise
 
@@ -48,12 +49,12 @@ def take_losses(run: Path, machine: Machine, *, only: Sequence[str] = ()) -> lis
             runs out.
     """
     experiment = open_run(run)
-    models = _present(model_paths(experiment, run.resolve()), only)
+    models = _present(scored_models(experiment, run.resolve()), only)
     splits = load_splits(run, experiment)
     data = data_fingerprint(splits)
     for name, path in models.items():
         dtype = experiment.model.dtype if name == BASE else "auto"
-        inputs = {"model": identity(path), "marker": model_marker(path), "dtype": dtype, "data": data}
+        inputs = {"model": model_identity(path), "marker": _marker(path), "dtype": dtype, "data": data}
         if _made_from(losses_file(run, name)) == fingerprint(inputs):
             _say(f"{name}: its losses are there, kept")
         else:
@@ -86,19 +87,28 @@ def data_fingerprint(splits: Sequence[Split]) -> str:
     return fingerprint([[split.name, split.sample_ids, split.input_ids, split.labels] for split in splits])
 
 
-def _present(models: dict[str, str], only: Sequence[str]) -> dict[str, str]:
+def _present(models: dict[str, Model], only: Sequence[str]) -> dict[str, Model]:
     """Return the models that are there, of those asked for; say which are not."""
     if unknown := [name for name in only if name not in models]:
         raise UserError(f"model {', '.join(unknown)} is unknown in this run; its models are {', '.join(models)}")
     asked = {name: path for name, path in models.items() if name in only or not only}
-    absent = [name for name, path in asked.items() if name != BASE and local_folder(path) is None]
+    absent = [
+        name
+        for name, model in asked.items()
+        if name != BASE and not all(local_folder(member) for member in members_of(model))
+    ]
     for name in absent:
-        _say(f"{name}: not there yet, left out ({asked[name]})")
-    there = {name: path for name, path in asked.items() if name not in absent}
-    whole = {name: path for name, path in there.items() if not (Path(path) / "adapter_config.json").is_file()}
-    if problems := [problem for path in whole.values() if (problem := model_problem(path, "hf"))]:
+        _say(f"{name}: not there yet, left out ({', '.join(members_of(asked[name]))})")
+    there = {name: model for name, model in asked.items() if name not in absent}
+    members = dict.fromkeys(member for model in there.values() for member in members_of(model))
+    whole = [member for member in members if not (Path(member) / "adapter_config.json").is_file()]
+    if problems := [problem for member in whole if (problem := model_problem(member, "hf"))]:
         raise UserError(problems)
     return there
+
+
+def _marker(model: Model) -> list[str | None] | str | None:
+    return model_marker(model) if isinstance(model, str) else [model_marker(member) for member in model]
 
 
 def _require_same_data(tokenised: Tokenised, orders: dict[int, OrderPositions]) -> None:
@@ -128,7 +138,7 @@ def _take(
     experiment: Experiment,
     run: Path,
     name: str,
-    path: str,
+    path: Model,
     splits: Sequence[Split],
     machine: Machine,
     inputs: dict[str, Any],

@@ -13,8 +13,9 @@ from ordermerge.config.schema import Experiment
 from ordermerge.console import is_interactive, quiet
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.losses import BATCH_TOKENS, sample_losses
+from ordermerge.eval.scoring.ensemble import combine
 from ordermerge.eval.scoring.harness import free_memory
-from ordermerge.models import hub_revision
+from ordermerge.models import Model, hub_revision, members_of
 from ordermerge.train.tokenized import Tokenised
 
 
@@ -60,14 +61,14 @@ def splits_of(tokenised: Tokenised) -> list[Split]:
 
 
 def measure(
-    experiment: Experiment, name: str, path: str, splits: Sequence[Split], machine: Machine, *, dtype: str = "auto"
+    experiment: Experiment, name: str, model: Model, splits: Sequence[Split], machine: Machine, *, dtype: str = "auto"
 ) -> tuple[list[torch.Tensor], str]:
     """Load a model, take its losses, and let go of it.
 
     Args:
         experiment: The experiment, for what loading needs.
         name: Of the model, for the progress bar and messages.
-        path: Folder of a whole model or of a LoRA adapter, or a hub id.
+        model: Folder of a whole model or of a LoRA adapter, or a hub id; several are an ensemble.
         splits: The data.
         machine: Where and how.
         dtype: To load it in; "auto" is the stored one.
@@ -79,13 +80,14 @@ def measure(
         UserError: If the model cannot be loaded, the device cannot be used, or memory runs out.
     """
     with quiet():
-        model = _load(experiment, path, dtype, machine.device)
-        place = str(model.device)
+        members = [_load(experiment, path, dtype, machine.device) for path in members_of(model)]
+        loaded = members[0] if isinstance(model, str) else combine(members)
+        place = str(loaded.device)
         try:
             with tqdm(total=sum(len(s.labels) for s in splits), desc=name, disable=not is_interactive()) as bar:
                 return [
                     sample_losses(
-                        model, split.input_ids, split.labels, batch_tokens=machine.batch_tokens, progress=bar.update
+                        loaded, split.input_ids, split.labels, batch_tokens=machine.batch_tokens, progress=bar.update
                     )
                     for split in splits
                 ], place
@@ -95,7 +97,7 @@ def measure(
                 "use a smaller `--batch-tokens`"
             ) from error
         finally:
-            del model
+            del members, loaded
             free_memory()
 
 

@@ -14,7 +14,15 @@ from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import MERGE_MARKER, identity, model_problem
-from ordermerge.run_directory import BASE, evaluation_folder, merge_folder, order_folder, order_name, order_record
+from ordermerge.run_directory import (
+    BASE,
+    ENSEMBLE,
+    evaluation_folder,
+    merge_folder,
+    order_folder,
+    order_name,
+    order_record,
+)
 from ordermerge.stages import Step, unfinished
 from ordermerge.train.samples import check_data, data_file, load_samples
 from ordermerge.train.sft import check_training, order_steps
@@ -42,7 +50,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         except UserError as error:
             problems += error.problems
     for name in experiment.merges:
-        if name == BASE or name.startswith("order_"):
+        if name in (BASE, ENSEMBLE) or name.startswith("order_"):
             problems.append(f"merges.{name}: this name is taken by the unmerged models; choose another")
         if "models" in experiment.merges[name]:
             problems.append(f"merges.{name}: leave out `models`; `run` fills in the sub-models")
@@ -116,7 +124,9 @@ def make_plan(experiment: Experiment, run_directory: Path) -> Plan:
     merges = [_merge_step(experiment, run_directory, name, orders) for name in experiment.merges]
     steps: list[Step] = [*orders, *merges]
     if evaluation:
-        models: dict[str, dict[str, Any] | Step] = {BASE: identity(base), **{step.name: step for step in steps}}
+        models: dict[str, dict[str, Any] | Step | tuple[Step, ...]] = {BASE: identity(base)}
+        models |= {step.name: step for step in steps}
+        models |= {ENSEMBLE: tuple(orders)} if evaluation.ensemble else {}
         steps += evaluation_steps(models, evaluation, evaluation_folder(run_directory))
     return Plan(experiment, run_directory, steps)
 
@@ -149,7 +159,7 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     averages = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
     return Roles(
         single=single,
-        merged=list(experiment.merges),
+        merged=[*experiment.merges, *([ENSEMBLE] if experiment.evaluation and experiment.evaluation.ensemble else [])],
         average=next(iter(averages), None),
         draws=_draws(experiment.merges),
         validation_loss=losses if len(losses) == len(single) else {},

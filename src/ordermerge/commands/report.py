@@ -24,14 +24,15 @@ from ordermerge.eval.tables import markdown_text
 from ordermerge.files import write_text
 from ordermerge.readers import read_json, read_yaml
 from ordermerge.run_directory import (
+    ENSEMBLE,
     EXPERIMENT,
     REPORT,
     OrderRecord,
     evaluation_folder,
-    model_paths,
     open_run,
     order_folder,
     order_record,
+    scored_models,
 )
 
 FIGURES = "figures"
@@ -55,7 +56,7 @@ def write_report(run_directory: Path) -> Path:
     made = resolved.pop(MADE_WITH, None)
     orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.orders.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
-    rows = load_rows(evaluation_folder(run_directory), model_paths(experiment, run_directory), tasks)
+    rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
     pictures: list[Path] = []
     sections = {
         "Scores": _scores(rows),
@@ -187,6 +188,10 @@ def _models(experiment: Experiment) -> str:
     ]
     for name, recipe in experiment.merges.items():
         lines.append(f"- `{name}`: the {count} sub-models merged with {markdown_text(str(recipe.get('merge_method')))}")
+    if experiment.evaluation and experiment.evaluation.ensemble:
+        lines.append(
+            f"- `{ENSEMBLE}`: the mean of the {count} sub-models' token probabilities; it costs {count} at inference"
+        )
     return "\n".join(lines)
 
 

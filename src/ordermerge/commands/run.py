@@ -1,12 +1,12 @@
-"""`ordermerge run`, `train`, `eval` and `check`: the whole chain over one run directory, nothing done twice."""
+"""`ordermerge run`, `train` and `check`: the whole chain over one run directory, nothing done twice."""
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 import yaml
@@ -17,7 +17,7 @@ from ordermerge.commands.model_card import write_cards
 from ordermerge.commands.plan import MergeStep, Plan, check_experiment, make_plan, model_roles
 from ordermerge.commands.recipes import write_recipe
 from ordermerge.commands.report import write_report
-from ordermerge.config.load import evaluation_section, load_experiment
+from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import compare_models
@@ -29,10 +29,9 @@ from ordermerge.eval.scoring.table import Row, print_table
 from ordermerge.files import partial_directory, write_text
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
-from ordermerge.models import model_names
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
-from ordermerge.run_directory import EXPERIMENT, evaluation_folder, model_paths, recipe_file
+from ordermerge.run_directory import EXPERIMENT, evaluation_folder, recipe_file, scored_models
 from ordermerge.stages import STAGES, Step
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
@@ -109,25 +108,6 @@ def train_experiment(
     return train_orders(experiment, run_directory, only=only)
 
 
-def evaluate_models(models: Sequence[str], out: Path, settings: Mapping[str, Any]) -> None:
-    """Score any models and print the table.
-
-    Args:
-        models: Folders or hub ids.
-        out: Where the results go.
-        settings: Values of an `evaluation` section, as text where they come from a command line.
-
-    Raises:
-        UserError: For problems in the settings, and if a model cannot be scored.
-    """
-    section = evaluation_section({key: value for key, value in settings.items() if value not in (None, "")})
-    try:
-        print_table(score_models(model_names(models), section, out))
-    except ScoringFailed as error:
-        print_table(error.rows)
-        raise
-
-
 def check_file(path: Path) -> str:
     """Check a recipe or an experiment, whichever the file is, and return which it is.
 
@@ -182,7 +162,7 @@ def _merge(plan: Plan, steps: Sequence[Step]) -> None:
 
 
 def _score(plan: Plan, steps: Sequence[Step]) -> list[Row]:
-    settings, models = plan.experiment.evaluation, model_paths(plan.experiment, plan.run_directory)
+    settings, models = plan.experiment.evaluation, scored_models(plan.experiment, plan.run_directory)
     assert settings is not None
     try:
         return score_models(models, settings, evaluation_folder(plan.run_directory), steps=steps)

@@ -145,6 +145,7 @@ class EvaluationSection(Section):
         gen_kwargs: Generation arguments; they go before those of the tasks.
         metadata: What the tasks' readers of data are given, such as `data_files`.
         confirm_run_unsafe_code: Consent to run model-written code, for the tasks that ask for it.
+        ensemble: Whether to score the mean of the sub-models' probabilities too, beside the merges.
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
@@ -162,6 +163,7 @@ class EvaluationSection(Section):
     gen_kwargs: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     confirm_run_unsafe_code: bool = False
+    ensemble: bool = False
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

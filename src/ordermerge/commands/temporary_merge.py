@@ -1,0 +1,52 @@
+"""A merge that is there for as long as it is scored: the disk holds one at a time."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
+from ordermerge.commands.merging import merge, with_absolute_paths
+from ordermerge.commands.recipes import RANDOM_SEED
+from ordermerge.models import identity
+from ordermerge.readers import read_yaml
+
+
+@contextmanager
+def temporary_merge(recipe: Path, out: Path, name: str) -> Iterator[str]:
+    """Merge a recipe, and remove the model afterwards.
+
+    Args:
+        recipe: The mergekit recipe.
+        out: The folder in which it is merged, in a sub-folder of its own.
+        name: Of the model.
+
+    Yields:
+        The model's folder.
+
+    Raises:
+        UserError: As `merge`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=".merging-", dir=out))
+    try:
+        merge(recipe, place / name, MergeOptions(quiet=True, random_seed=RANDOM_SEED))
+        yield str(place / name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def recipe_identity(recipe: Path) -> dict[str, Any]:
+    """Return what tells the model that a recipe makes from another: the recipe, and the content of its models.
+
+    Args:
+        recipe: The mergekit recipe, well-formed.
+    """
+    content = with_absolute_paths(read_yaml(recipe))
+    models = MergeConfiguration.model_validate(content).referenced_models()
+    parts = {str(part): identity(str(part)) for model in models for part in (model.model, model.lora) if part}
+    return {"recipe": content, "models": parts}
