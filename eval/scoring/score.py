@@ -1,7 +1,6 @@
 """Score a list of models with lm-evaluation-harness: each once, none lost by another's failure."""
 
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.config.schema import EvaluationSection
+from ordermerge.console import say
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import model_problems, settings_problems
 from ordermerge.eval.scoring.explain import explained
@@ -18,7 +18,7 @@ from ordermerge.eval.scoring.hub import offline_if_unreachable
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.saved import load_rows, marker_name
 from ordermerge.eval.scoring.table import Row
-from ordermerge.eval.scoring.task_files import local_identity
+from ordermerge.eval.scoring.task_files import local_identity, untold_reads
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
 from ordermerge.files import file_records, write_text
 from ordermerge.models import Model, identity, members_of
@@ -94,6 +94,8 @@ def score_models(
         kept = {name: models[name] for name in todo if name not in made}
         used = [member for model in kept.values() for member in members_of(model)]
         network.enter_context(offline_if_unreachable(bool(todo) and on_hub(settings, used)))
+        for sentence in untold_reads(settings) if todo else []:
+            _say(f"warning: {sentence}")
         manager, tasks = _ready(kept, settings, out, todo) if todo else (None, {})
         failures = {}
         for position, (name, model) in enumerate(models.items(), start=1):
@@ -201,4 +203,4 @@ def _is_main_process() -> bool:
 
 def _say(text: str) -> None:
     if _is_main_process():
-        print(text, file=sys.stderr, flush=True)
+        say(text)

@@ -1,13 +1,16 @@
 """What local tasks consist of: their configuration, the code beside it, and the data they read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ordermerge.config.schema import DATA_SUFFIXES, EvaluationSection
-from ordermerge.eval.scoring.tasks import found_entries
+from ordermerge.eval.scoring.task_code import task_code
+from ordermerge.eval.scoring.tasks import GLOB, found_entries
 from ordermerge.eval.task_data import PACK, located
-from ordermerge.files import fingerprint, fingerprint_file
+from ordermerge.files import fingerprint, fingerprint_path
+
+_MOST_NAMED = 20  # files that a marker lists by name
 
 
 def data_problems(settings: EvaluationSection) -> list[str]:
@@ -69,31 +72,65 @@ def _is_local(entry: Any) -> bool:
     return bool(entry and entry.yaml_path)
 
 
+def untold_reads(settings: EvaluationSection) -> list[str]:
+    """Return a sentence for each local task whose data cannot be told from its configuration and code.
+
+    Args:
+        settings: What is asked of lm-eval.
+    """
+    found = ((name, entry, task_code(entry.cfg)) for name, entry in _local_entries(settings).items())
+    return [
+        f"task {name!r}: what {', '.join(sorted(path.name for path in code.untold))} reads is not named in it; scores "
+        "are kept when that changes: redo them with `--force eval`, or delete them"
+        for name, entry, code in found
+        if code.untold and not _beside(entry, DATA_SUFFIXES)
+    ]
+
+
 def _entry_identity(entry: Any, settings: EvaluationSection) -> dict[str, str]:
-    folder = entry.yaml_path.parent
-    paths = {p for p in folder.iterdir() if p.is_file() and p.suffix in (".py", *DATA_SUFFIXES)}
-    paths |= {Path(file) for file in _data_files(entry.cfg)} | set(_read_by_us(entry, settings) or ())
+    code = task_code(entry.cfg)
+    paths = {*code.files, *code.reads, *_data_paths(entry), *(_read_by_us(entry, settings) or ())}
+    paths |= _beside(entry, (".py", *DATA_SUFFIXES) if code.untold else (".py",))
+    content = {path: fingerprint_path(path) for path in sorted({path.resolve() for path in paths if path.exists()})}
     files: dict[str, str] = {}
-    for path in sorted({path.resolve() for path in paths if path.is_file()}):
-        files[path.name] = files.get(path.name, "") + fingerprint_file(path)
+    for path, digest in content.items():
+        files[path.name] = files.get(path.name, "") + digest
+    if len(files) > _MOST_NAMED:
+        files = {"files": fingerprint(files)}
     # lm-eval writes the folder into the names of functions; a moved task is the same task.
     config = {
-        key: str(value).replace(str(folder.resolve()), "").replace(str(PACK), "") for key, value in entry.cfg.items()
+        key: str(value).replace(str(entry.yaml_path.parent.resolve()), "").replace(str(PACK), "")
+        for key, value in entry.cfg.items()
     }
     return {"configuration": fingerprint(config), **files}
+
+
+def _beside(entry: Any, suffixes: Sequence[str]) -> set[Path]:
+    return {path for path in entry.yaml_path.parent.iterdir() if path.suffix in suffixes and path.is_file()}
+
+
+def _data_paths(entry: Any) -> set[Path]:
+    """Return the local files and folders that a task's configuration names as its data."""
+    path = str(entry.cfg.get("dataset_path") or "")
+    folders = {Path(text) for text in (path, *_below(entry.cfg, "data_dir")) if text and Path(text).exists()}
+    files: set[Path] = set()
+    for text in _below(entry.cfg, "data_files"):
+        for place in (Path(), *folders):
+            files |= set(place.glob(text)) if GLOB & set(text) and not text.startswith("/") else {place / text}
+    return folders | files
 
 
 def _read_by_us(entry: Any, settings: EvaluationSection) -> list[Path] | None:
     """Return the data files of a task that uses our reader, None of other tasks."""
     if not str(entry.cfg.get("custom_dataset")).endswith("ordermerge.eval.task_data.load"):
         return None
-    return located([*_data_files(entry.cfg), *_data_files(settings.metadata)], entry.yaml_path)
+    return located([*_below(entry.cfg, "data_files"), *_below(settings.metadata, "data_files")], entry.yaml_path)
 
 
-def _data_files(node: Any, *, within: bool = False) -> list[str]:
-    """Return the texts below every key `data_files` of a configuration."""
+def _below(node: Any, name: str, *, within: bool = False) -> list[str]:
+    """Return the texts below every key of a name in a configuration."""
     if isinstance(node, Mapping):
-        return [file for key, item in node.items() for file in _data_files(item, within=within or key == "data_files")]
+        return [text for key, item in node.items() for text in _below(item, name, within=within or key == name)]
     if isinstance(node, list):
-        return [file for item in node for file in _data_files(item, within=within)]
+        return [text for item in node for text in _below(item, name, within=within)]
     return [node] if within and isinstance(node, str) else []
