@@ -1,4 +1,4 @@
-"""Statistics: paired differences of two models on the same documents, their tests and intervals, and the bootstrap.
+"""Statistics: paired differences of two models on the same documents, their tests and intervals; bootstrap, jackknife.
 
 Paired differences are about the documents drawn: the models themselves, and the training orders behind them, are taken
 as given.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 LEVEL = 0.95
 RESAMPLES = 9_999
@@ -116,6 +116,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty_like(values)
     corrected[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
     return corrected.tolist()
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of independent values, and the ends of Student's interval of it.
+
+    Args:
+        values: At least 2.
+    """
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / np.sqrt(len(values))
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * float(error)
+    return mean, mean - half, mean + half
+
+
+def jackknife_interval(value: float, without: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of the jackknife interval of a statistic of K training orders.
+
+    The standard error is sqrt((K-1)/K sum (x_k - mean x)^2) of its values x_k without order k (Tukey, 1958), taken
+    with Student's t of K - 1 degrees of freedom. For a mean of the orders this is Student's interval.
+
+    Args:
+        value: Of all K orders.
+        without: Without each order in turn, shape [K], K at least 2.
+    """
+    left = np.asarray(without, dtype=np.float64)
+    error = np.sqrt((len(left) - 1) / len(left) * ((left - left.mean()) ** 2).sum())
+    half = float(t.ppf((1 + LEVEL) / 2, len(left) - 1) * error)
+    return value - half, value + half
 
 
 def bootstrap_interval(

@@ -136,7 +136,7 @@ def compare_values(models: Sequence[ModelValues], design: Design, start: Path) -
         The comparisons, in the tasks' and the models' order.
     """
     names = [model.name for model in models]
-    rows = {model.name: {_key(row): row for row in model.saved.rows} for model in models}
+    rows = {model.name: model.rows for model in models}
     found: list[Comparison] = []
     left_out: list[LeftOut] = []
     spreads: list[Spread] = []
@@ -180,10 +180,6 @@ def best_model(scores: Mapping[str, Row]) -> str | None:
     if higher is None:
         return None
     return (max if higher else min)(scores, key=lambda name: scores[name].value)
-
-
-def _key(row: Row) -> Key:
-    return row.task, row.metric, row.filter
 
 
 def _compare(values: PairedValues, scores: Mapping[str, Row], design: Design) -> list[Comparison]:

@@ -1,5 +1,6 @@
 """The values of each document from lm-eval's sample files, with the same documents of several models side by side."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -56,6 +57,11 @@ class ModelValues:
     documents: dict[str, list[Document]] = field(default_factory=dict)
     calibrations: list[Calibration] = field(default_factory=list)
 
+    @functools.cached_property
+    def rows(self) -> dict[tuple[str, str, str], Row]:
+        """The model's scores by task, metric and filter."""
+        return {(row.task, row.metric, row.filter): row for row in self.saved.rows}
+
 
 class NotPaired(Exception):
     """A metric cannot be compared document by document; the message says why."""
@@ -89,6 +95,15 @@ def read_values(name: str, saved: SavedScores) -> ModelValues:
         if told := [answer for answer in answers if answer is not None]:
             model.calibrations.extend([calibration(name, task, told)] if len(told) == len(answers) else [])
     return model
+
+
+def common_scores(models: Sequence[ModelValues]) -> list[tuple[str, str, str]]:
+    """Return the task, metric and filter of each score that all models have.
+
+    Args:
+        models: At least one.
+    """
+    return [key for key in models[0].rows if all(key in model.rows for model in models)]
 
 
 def pair(models: Sequence[ModelValues], scores: Sequence[Row]) -> PairedValues:

@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +18,7 @@ from scipy.stats import binomtest
 from ordermerge.cli import main
 
 N = 220
-DATE = "2026-01-02T03-04-05.000006"
-
-
-def save(folder: Path, values: Sequence[float], *, task: str = "t", date: str = DATE, **other: Any) -> Path:
-    """Write what `lm_eval --log_samples --output_path FOLDER` writes of one model and task."""
-    place = folder / "org__model"
-    place.mkdir(parents=True, exist_ok=True)
-    results = {
-        "results": {task: {"alias": task, "sample_len": len(values), "acc,none": sum(values) / len(values)}},
-        "higher_is_better": {task: {"acc": other.get("higher", True)}},
-        "group_subtasks": {},
-        "versions": {task: other.get("version", 1)},
-        "n-shot": {task: other.get("shots", 0)},
-        "config": {"limit": None},
-    }
-    (place / f"results_{date}.json").write_text(json.dumps(results))
-    numbers = other.get("numbers", range(len(values)))
-    samples = [
-        {
-            "doc_id": number,
-            "filter": "none",
-            "metrics": ["acc"],
-            "doc_hash": f"doc {number}",
-            "prompt_hash": f"prompt {number} {other.get('prompt', '')}",
-            "target_hash": f"target {number} {other.get('target', '')}",
-            "acc": value,
-        }
-        for number, value in zip(numbers, values, strict=True)
-    ]
-    if other.get("samples", True):
-        (place / f"samples_{task}_{date}.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
-    return folder
+DATE = "2026-01-02T03-04-05.000006"  # where `save` is given none
 
 
 def compare(*arguments: object) -> Result:
@@ -72,7 +41,7 @@ def discordant(gains: int, losses: int) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize(("gains", "losses"), [(31, 17), (12, 12), (9, 0), (3, 40)])
 def test_p_value_is_that_of_the_binomial_test_of_the_discordant_documents(
-    tmp_path: Path, gains: int, losses: int
+    save: Callable[..., Path], tmp_path: Path, gains: int, losses: int
 ) -> None:
     first, second = discordant(gains, losses)
     a, b = save(tmp_path / "a", first), save(tmp_path / "b", second)
@@ -82,7 +51,9 @@ def test_p_value_is_that_of_the_binomial_test_of_the_discordant_documents(
     assert (found["model"], found["reference_models"], found["documents"]) == (str(b), [str(a)], N)
 
 
-def test_documents_are_matched_by_their_hashes_whatever_their_numbers(tmp_path: Path) -> None:
+def test_documents_are_matched_by_their_hashes_whatever_their_numbers(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
     first, second = discordant(20, 5)
     a = save(tmp_path / "a", first)
     shuffled = random.Random(0).sample(range(N), N)
@@ -91,7 +62,7 @@ def test_documents_are_matched_by_their_hashes_whatever_their_numbers(tmp_path: 
     assert found["p_value"] == pytest.approx(binomtest(20, 25).pvalue, rel=1e-9)
 
 
-def test_references(tmp_path: Path) -> None:
+def test_references(save: Callable[..., Path], tmp_path: Path) -> None:
     scores = {name: [1.0] * right + [0.0] * (10 - right) for name, right in {"a": 3, "b": 8, "c": 4, "d": 5}.items()}
     folders = {name: save(tmp_path / name, values) for name, values in scores.items()}
     listed = [folders["a"], folders["b"], folders["c"]]
@@ -121,7 +92,9 @@ def test_references(tmp_path: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_was_scored_otherwise_is_refused_by_name(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+def test_what_was_scored_otherwise_is_refused_by_name(
+    save: Callable[..., Path], tmp_path: Path, other: dict[str, Any], message: str
+) -> None:
     a, b = save(tmp_path / "a", [1.0] * 10), save(tmp_path / "b", [1.0] * 10, **other)
     done = compare(a, b)
     assert done.exit_code == 1
@@ -131,7 +104,7 @@ def test_what_was_scored_otherwise_is_refused_by_name(tmp_path: Path, other: dic
     assert [one["task"] for one in comparisons(a, b, "--tasks", "u")] == ["u"]
 
 
-def test_of_several_dates_the_newest_counts_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_of_several_dates_the_newest_counts_or_the_one_that_is_named(save: Callable[..., Path], tmp_path: Path) -> None:
     first, last = "2026-01-01T00-00-00", "2026-02-02T03-04-05.000006"
     a = save(save(save(tmp_path / "a", [0.0] * 10, date=last), [1.0] * 10), [0.0] * 10, task="u", date=first)
     b = save(save(tmp_path / "b", [1.0] * 10), [1.0] * 10, task="u", date=last)
@@ -157,7 +130,7 @@ def test_of_several_dates_the_newest_counts_or_the_one_that_is_named(tmp_path: P
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_exit_1_with_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(Path("b"), [1.0] * 9 + [0.0]), save(Path("c"), [1.0] * 10), save(Path("bare"), [1.0], samples=False)
@@ -169,7 +142,9 @@ def test_mistakes_exit_1_with_a_sentence(
     assert message in done.output
 
 
-def test_out_holds_json_markdown_page_and_plot_and_csv_the_same_numbers(tmp_path: Path) -> None:
+def test_out_holds_json_markdown_page_and_plot_and_csv_the_same_numbers(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
     first, second = discordant(31, 17)
     a, b = save(tmp_path / "a", first), save(tmp_path / "b", second)
     out = tmp_path / "out"
@@ -187,7 +162,7 @@ def test_out_holds_json_markdown_page_and_plot_and_csv_the_same_numbers(tmp_path
     assert json.loads((tmp_path / "numbers.json").read_text())["comparisons"] == report["comparisons"]
 
 
-def test_compare_imports_nothing_that_is_slow(tmp_path: Path) -> None:
+def test_compare_imports_nothing_that_is_slow(save: Callable[..., Path], tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", [1.0, 0.0] * 5), save(tmp_path / "b", [1.0] * 10)
     code = (
         "import sys; from ordermerge.cli import main\n"

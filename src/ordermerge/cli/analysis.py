@@ -1,10 +1,10 @@
-"""Commands that explain models and runs: `inspect`, `losses`, `imbalance`, `report`, `card`."""
+"""Commands that explain models and runs: `inspect`, `losses`, `imbalance`, `noise`, `report`, `card`."""
 
 from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import user_errors
+from ordermerge.cli.options import JSON, give_json, names, user_errors
 
 
 @click.command()
@@ -73,6 +73,34 @@ def imbalance(run_directory: Path, bins: int, seed: int) -> None:
     from ordermerge.eval.imbalance.analysis import analyse
 
     click.echo(f"numbers: {analyse(run_directory, bins=bins, seed=seed)}", err=True)
+
+
+@click.command()
+@click.argument("results", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--difference",
+    "differences",
+    type=click.FloatRange(min=0, min_open=True),
+    multiple=True,
+    help="Of mean scores, to judge; repeatable.",
+)
+@click.option("--tasks", default="", help="Only these tasks and groups, comma-separated.")
+@JSON
+@user_errors
+def noise(results: tuple[str, ...], differences: tuple[float, ...], tasks: str, json_file: Path | None) -> None:
+    """Tell how much of a score's spread over the orders of each RUN is order noise, and how much the documents'.
+
+    And what that means: how often one run each gets the sign of a difference wrong, how many runs it takes to see it.
+    Each RUN is a family of orders; other folders of lm-eval results are taken for repeats of one run.
+    """
+    from dataclasses import asdict
+
+    from ordermerge.commands.noise import measure_noise
+    from ordermerge.eval.comparison.noise import print_noise
+
+    found = measure_noise(results, tasks=names(tasks), differences=differences)
+    if not give_json(asdict(found), json_file):
+        print_noise(found)
 
 
 @click.command()

@@ -1,0 +1,52 @@
+"""`ordermerge noise`: how much of a score's spread over repeated runs is order noise, and what follows from it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ordermerge.errors import UserError
+from ordermerge.eval.comparison.documents import ModelValues
+from ordermerge.eval.comparison.folders import find_scores, read_models
+from ordermerge.eval.comparison.noise import NoiseReport, order_noise
+from ordermerge.eval.scoring.saved import SavedScores
+from ordermerge.run_directory import BASE, ENSEMBLE, EXPERIMENT, open_run, order_name
+
+REPEATS = "repeats"
+
+
+def measure_noise(
+    results: Sequence[str], *, tasks: Sequence[str] = (), differences: Sequence[float] = ()
+) -> NoiseReport:
+    """Return the noise of each score over runs that differ in nothing but what is repeated, such as the order.
+
+    Args:
+        results: Run directories, each a family of its orders; all other folders of results (see `find_scores`) are
+            repeats of one another, and one family together.
+        tasks: The tasks and groups that count; all, if none is given.
+        differences: Of mean scores, to tell what they amount to.
+
+    Raises:
+        UserError: If results are missing, cannot be read, or were not made alike; if a family has a single run.
+    """
+    found: dict[str, SavedScores] = {}
+    families: dict[str, list[str]] = {}
+    merges: dict[str, list[str]] = {}
+    for given in results:
+        new = find_scores(given)
+        if twice := [name for name in new if name in found]:
+            raise UserError(f"{', '.join(twice)}: listed more than once; list each folder once")
+        found.update(new)
+        if not (Path(given).expanduser() / EXPERIMENT).is_file():
+            families.setdefault(REPEATS, []).extend(new)
+            continue
+        family = given.rstrip("/")
+        orders = [f"{family}/{order_name(k)}" for k in range(open_run(Path(given)).orders.count)]
+        families[family] = [name for name in orders if name in new]
+        apart = {*orders, f"{family}/{BASE}", f"{family}/{ENSEMBLE}"}
+        merges[family] = [name for name in new if name not in apart]
+    used = {name for names in (*families.values(), *merges.values()) for name in names}
+    models = {model.name: model for model in read_models({name: found[name] for name in found if name in used}, tasks)}
+
+    def chosen(names: dict[str, list[str]]) -> dict[str, list[ModelValues]]:
+        return {family: [models[name] for name in of] for family, of in names.items()}
+
+    return order_noise(chosen(families), chosen(merges), differences)
