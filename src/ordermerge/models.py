@@ -62,7 +62,7 @@ def local_folder(model: str) -> Path | None:
     Args:
         model: Folder or hub id.
     """
-    path = Path(os.path.abspath(Path(model).expanduser()))
+    path = Path(os.path.abspath(os.path.expanduser(model)))
     return path if path.is_dir() else None
 
 
@@ -196,7 +196,7 @@ def _parts(model: str) -> tuple[str, ...]:
 
 
 def _absence(model: str) -> str | None:
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.exists():
         return f"{path} is a file; a model is a folder with config.json and weights, or a hub id"
     if not HUB_ID.fullmatch(model) or model.startswith(".") or ("/" in model and path.parent.is_dir()):

@@ -51,6 +51,8 @@ def test_weights_are_those_of_the_stock_command(make_family: Family, tmp_path: P
     card = ModelCard.load(tmp_path / "ours" / "README.md")
     assert card.data.tags == ["mergekit", "merge", "ordermerge"]
     assert card.text.startswith("\n# ours\n") or card.text.startswith("# ours\n")
+    assert str(base.parent) not in card.content
+    assert f"* {base.parent.name}/sub0\n" in card.text
     draw = card.text.split("### Draw")[1]
     assert draw.split("EMNLP 2024.")[1].strip() == (
         "- `resample`: 1\n- `seed`: 0\n- `granularity`: element\n- sub-models: 3\n- `weight`: 1, 1, 1"

@@ -108,18 +108,17 @@ def test_adapters_and_dense_sub_models_give_the_same_merges(experiment: Path, mo
     assert (experiment.parent / "stock" / "model.safetensors").read_bytes() == ours
 
 
-def test_a_plus_in_a_name_is_refused_for_adapters_only(experiment: Path) -> None:
-    planned = run(experiment, "--dry-run", name="tiny")
-    assert planned.exit_code == 0, planned.output
-    runs = experiment.parent / "more+more"
-    for save_as, code in (("adapter", 1), ("dense", 0)):
-        content = {**yaml.safe_load(experiment.read_text()), "lora": {"r": 2, "save_as": save_as}}
+def test_a_run_directory_may_hold_what_mergekit_splits_at(experiment: Path) -> None:
+    runs = experiment.parent / "me@host" / "more+more ~ $x"
+    for save_as in ("adapter", "dense"):
+        content = {**yaml.safe_load(experiment.read_text()), "name": save_as, "lora": {"r": 2, "save_as": save_as}}
         experiment.write_text(yaml.safe_dump(content, sort_keys=False))
-        done = CliRunner().invoke(main, ["run", str(experiment), "--runs-dir", str(runs), "--dry-run"])
-        assert done.exit_code == code, done.output
-        if code:
-            assert "more+more/tiny has a + in its name, where mergekit splits model and adapter" in done.output
-            assert "set `lora.save_as: dense`" in done.output
+        done = CliRunner().invoke(main, ["run", str(experiment), "--runs-dir", str(runs)])
+        assert done.exit_code == 0, done.output
+        recipe = (runs / save_as / "recipes" / "resampled.yml").read_text()
+        assert yaml.safe_load(recipe)["models"][0]["model"].get("lora", {}).get("path") == (
+            str(runs / save_as / "orders" / "0") if save_as == "adapter" else None
+        )
 
 
 def test_adapters_are_scored_by_eval(experiment: Path) -> None:

@@ -75,6 +75,11 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
             "`model.dtype`: input should be 'float32', 'bfloat16' or 'float16'",
         ),
         ({"model": {}}, "key `model.path` is missing"),
+        ({"name": "n" * 250}, "`name`: string should have at most 100 characters; got 'nnn"),
+        ({"orders": {"count": 1_000_000}}, "`orders.count`: input should be less than or equal to 1000; got 1000000"),
+        ({"evaluation": {"tasks": ["t"], "limit": "inf"}}, "`evaluation.limit`: input should be a finite number"),
+        ({"model": {"path": {"a": 1}}}, "`model.path`: input should be a valid string; got {'a': 1}"),
+        ({"merges": ["a"]}, "`merges`: input should be a valid dictionary; got ['a']"),
         (
             {"data": {"train": "t", "prompt": "{q}"}},
             "`data` needs `prompt` and `completion` (templates), or `messages`",

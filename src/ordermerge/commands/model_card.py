@@ -22,11 +22,15 @@ _LOADERS = ("json", "csv", "parquet", "text")  # `dataset_path`s that name a fil
 def complete_card(merged: Path, config: MergeConfiguration) -> None:
     """Add to mergekit's model card how the values were drawn, if one of our methods drew them.
 
+    A local model is named by the end of its path: where it lies on somebody's disk is nobody's business.
+
     Args:
         merged: The merged model.
         config: What it was merged by.
     """
     file = merged / CARD
+    if file.exists():
+        file.write_text(_without_places(file.read_text(encoding="utf-8"), config), encoding="utf-8")
     method = next(method for method in registered_methods() if method.spec.name == config.merge_method)
     if method.spec.name not in NAMES or not file.exists():
         return
@@ -95,6 +99,15 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
     if not Path(experiment.data.train).is_absolute():
         card.data.datasets = [experiment.data.train]
     card.save(file)
+
+
+def _without_places(card: str, config: MergeConfiguration) -> str:
+    """Return a card with the absolute paths of local models shortened to their last two parts."""
+    parts = [part for model in config.referenced_models() for part in (model.model, model.lora) if part]
+    places = {part.path for part in parts if Path(part.path).is_absolute()}
+    for place in sorted(places, key=len, reverse=True):
+        card = card.replace(place, "/".join(Path(place).parts[-2:]).lstrip("/"))
+    return card
 
 
 def _setting(config: MergeConfiguration, name: str, default: Any) -> str:

@@ -9,6 +9,7 @@ from ordermerge.commands.recipes import complete_recipe, merge_options
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import Roles
+from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.scoring.checks import check_evaluation
 from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
@@ -50,8 +51,8 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         except UserError as error:
             problems += error.problems
     for name in experiment.merges:
-        if name in (BASE, ENSEMBLE) or name.startswith("order_"):
-            problems.append(f"merges.{name}: this name is taken by the unmerged models; choose another")
+        if name in (BASE, ENSEMBLE, COMPARISON) or name.startswith("order_"):
+            problems.append(f"merges.{name}: this name is taken by something else; choose another")
         if "models" in experiment.merges[name]:
             problems.append(f"merges.{name}: leave out `models`; `run` fills in the sub-models")
         try:
@@ -137,7 +138,7 @@ def _merge_step(experiment: Experiment, run_directory: Path, name: str, orders: 
     given = {key: value for key, value in experiment.merges[name].items() if key != "base_model"}
     inputs: dict[str, Any] = {"recipe": given, "dtype": experiment.model.dtype}
     if "base_model" in recipe:
-        inputs["base"] = identity(str(recipe["base_model"]))
+        inputs["base"] = identity(str(experiment.merges[name].get("base_model") or experiment.model.reference))
     out, options = merge_folder(run_directory, name), merge_options(experiment, recipe)
     return MergeStep("merge", name, out, MERGE_MARKER, inputs, tuple(orders), recipe, options)
 

@@ -21,7 +21,9 @@ _GLOBAL_DRAW = ("dare_", "della")
 RANDOM_SEED = 0
 
 
-def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> dict[str, Any]:
+def complete_recipe(
+    experiment: Experiment, run_directory: Path, name: str, *, models: Sequence[Path] | None = None
+) -> dict[str, Any]:
     """Return the mergekit recipe of one of an experiment's merges.
 
     The sub-models are filled in, in order, and what the experiment leaves out: the dtype, and the base model for the
@@ -32,25 +34,36 @@ def complete_recipe(experiment: Experiment, run_directory: Path, name: str) -> d
         experiment: The experiment.
         run_directory: Where its sub-models are, or will be; absolute.
         name: The merge.
+        models: Other folders in place of the run's sub-models.
     """
     given = dict(experiment.merges[name])
     recipe: dict[str, Any] = {"merge_method": given.pop("merge_method", None)}
     policies = {method.spec.name: method.spec.contract.base for method in registered_methods()}
     if "base_model" in given:
-        recipe["base_model"] = given.pop("base_model")
+        recipe["base_model"] = _reference(given.pop("base_model"))
     elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
-        recipe["base_model"] = experiment.model.reference
-    directories = (order_folder(run_directory, order) for order in range(experiment.orders.count))
-    prefix = ""
-    if experiment.saves_adapters:
-        prefix = f"{experiment.model.reference}+"
-        if "+" in f"{experiment.model.path}{run_directory}":
-            raise UserError(
-                f"{run_directory if '+' in str(run_directory) else experiment.model.path} has a + in its name, where "
-                "mergekit splits model and adapter; rename it, or set `lora.save_as: dense`"
-            )
-    recipe["models"] = [{"model": f"{prefix}{directory}"} for directory in directories]
+        recipe["base_model"] = _reference(experiment.model.reference)
+    folders = models or [order_folder(run_directory, order) for order in range(experiment.orders.count)]
+    base = experiment.model.reference if experiment.saves_adapters else None
+    recipe["models"] = [{"model": _reference(str(folder), base)} for folder in folders]
     return {**recipe, "dtype": experiment.model.dtype, **given}
+
+
+def _reference(model: Any, base: str | None = None) -> Any:
+    """Return a model, or an adapter on a base model, as mergekit names it.
+
+    mergekit splits a text at + and @, for adapters and revisions; where a folder's own name holds one, the model is
+    given as the mapping that such a text stands for.
+    """
+    paths = [path for path in (base, model) if path is not None]
+    if not any(isinstance(path, str) and path.startswith("/") and {"+", "@"} & set(path) for path in paths):
+        return model if base is None else f"{base}+{model}"
+    return dict(zip(("model", "lora"), map(_part, paths), strict=False))
+
+
+def _part(path: str) -> dict[str, str]:
+    name, _, revision = (path, "", "") if path.startswith("/") else path.partition("@")
+    return {"path": name, "revision": revision} if revision else {"path": name}
 
 
 def merge_options(experiment: Experiment, recipe: dict[str, Any]) -> dict[str, Any]:

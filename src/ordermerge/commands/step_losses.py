@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from mergekit.options import MergeOptions
@@ -93,7 +92,7 @@ def _measure_step(
 
     found = {order_name(order): mean(order_name(order), path) for order, path in enumerate(models)}
     for name in experiment.merges:
-        recipe = _of_these(complete_recipe(experiment, run, name), run, models)
+        recipe = complete_recipe(experiment, run, name, models=models)
         with tempfile.TemporaryDirectory(prefix=".step-", dir=run) as folder:
             path, out = Path(folder) / f"{name}.yml", Path(folder) / name
             options = merge_options(experiment, recipe)
@@ -101,16 +100,6 @@ def _measure_step(
             merge(path, out, MergeOptions(quiet=True, **options))
             found[name] = mean(name, out)
     return found
-
-
-def _of_these(recipe: dict[str, Any], run: Path, models: Sequence[Path]) -> dict[str, Any]:
-    """Return a run's recipe with other folders in place of the sub-models'."""
-    own = [str(order_folder(run, order)) for order in range(len(models))]
-    entries = [
-        {**entry, "model": entry["model"].replace(folder, str(model))}
-        for entry, folder, model in zip(recipe["models"], own, models, strict=True)
-    ]
-    return {**recipe, "models": entries}
 
 
 def _made_from(file: Path) -> str | None:

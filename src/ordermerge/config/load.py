@@ -3,6 +3,7 @@
 The schema is pydantic's; unknown keys are refused, and all problems are reported together.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,7 +121,7 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
 
 def _find(named: str, directory: Path) -> str:
     """Return the absolute path of a file or folder, looked for in a folder and in the working one; else the name."""
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     return next((str(p.resolve()) for p in (directory / path, path) if p.exists()), named)
 
 

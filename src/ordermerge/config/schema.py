@@ -88,7 +88,7 @@ class OrdersSection(Section):
         file: The user's own orders, for the strategy `file`: a safetensors or JSON file, or a run's `orders` folder.
     """
 
-    count: Annotated[int, Field(ge=2)]
+    count: Annotated[int, Field(ge=2, le=1000)]
     strategy: Literal["random", "batch", "rotate", "file"] = "random"
     seed: int = 0
     file: str | None = None
@@ -166,7 +166,7 @@ class EvaluationSection(Section):
     ensemble: bool = False
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
