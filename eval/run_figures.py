@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ordermerge.eval.comparison.curve import Curve as OrdersCurve
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.comparison.table import REFERENCES
 from ordermerge.eval.figures import COLOURS, label, save_figure
@@ -81,6 +82,50 @@ def _paint_effects(
     direction = {True: " (right: better)", False: " (left: better)", None: ""}[found[0].higher_is_better]
     axes.set_xlabel(label(f"difference in {metric}{direction}", 60))
     axes.set_title(label(task if filter_name == NO_FILTER else f"{task}, {filter_name}", 60), loc="left")
+
+
+def curve_figure(curves: Sequence[OrdersCurve], stem: Path) -> list[Path]:
+    """Draw scores of merges by the number of orders: mean, range, and interval over orders.
+
+    Args:
+        curves: At least one; the first `MOST_PANELS` are drawn, the CSV holds all.
+        stem: Where to write, without a suffix.
+
+    Returns:
+        The files: PNG, SVG and CSV.
+    """
+    shown = curves[:MOST_PANELS]
+
+    def paint(figure: Figure) -> None:
+        for axes, curve in zip(figure.subplots(len(shown), squeeze=False)[:, 0], shown, strict=True):
+            sizes = [point.orders for point in curve.points]
+            ranges = [point.lowest for point in curve.points], [point.highest for point in curve.points]
+            axes.fill_between(sizes, *ranges, color=COLOURS[0], alpha=0.18, linewidth=0, label="lowest to highest")
+            axes.plot(sizes, [point.mean for point in curve.points], color=COLOURS[0], marker="o", label="mean")
+            known = [(point.orders, point.mean, point.interval) for point in curve.points if point.interval]
+            axes.errorbar(
+                [orders for orders, _, _ in known],
+                [mean for _, mean, _ in known],
+                yerr=[[mean - ends[0] for _, mean, ends in known], [ends[1] - mean for _, mean, ends in known]],
+                fmt="none",
+                color=COLOURS[1],
+                capsize=3,
+                label="interval over orders",
+            )
+            axes.set_xticks(sizes)
+            axes.set_xlabel("orders merged")
+            axes.set_ylabel(label(curve.metric))
+            axes.set_title(label(curve.title, 60), loc="left")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+
+    columns = ("merge", "task", "metric", "filter", "orders", "merges", "mean", "lowest", "highest", "low", "high")
+    rows = [
+        (curve.merge, curve.task, curve.metric, curve.filter, point.orders, point.merges, point.mean, point.lowest,
+         point.highest, *(point.interval or (None, None)))
+        for curve in curves for point in curve.points
+    ]  # fmt: skip
+    return save_figure(stem, (_WIDTH, 0.5 + 3.2 * len(shown)), paint, columns, rows)
 
 
 def learning_figure(losses: Mapping[str, Curve], eval_losses: Mapping[str, Curve], stem: Path) -> list[Path]:

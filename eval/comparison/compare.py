@@ -24,6 +24,7 @@ METHODS = {
 NO_DIRECTION = "lm-eval does not say whether more is better: no best {of}"
 Key = tuple[str, str, str]
 Pair = tuple[str, Reference, list[str]]
+OverOrders = Callable[[Key, Mapping[str, Row], str, Sequence[str]], tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Design:
         sets: Sets of models that differ in one thing only, and in what.
         best_by: How a best model is chosen.
         best_of: Of what a best model by test score is wanted, None where none is.
+        over_orders: Given a score, the models' scores, a model and those that it is compared with, returns the ends of
+            the difference's interval over training orders, None where it cannot be told.
     """
 
     pairs: Callable[[Mapping[str, Row]], Iterator[Pair]]
     sets: list[tuple[Literal["orders", "seeds"], list[str]]] = field(default_factory=list)
     best_by: Literal["validation_loss", "test_score"] = "test_score"
     best_of: str | None = None
+    over_orders: OverOrders | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Roles:
         average: The merged model that is the weighted average, if there is one.
         draws: Sets of merged models that differ in nothing but the seed.
         validation_loss: Of each sub-model, to choose the best by; empty if there is none.
+        without: By merged model its scores without each sub-model in turn, where such merges were scored.
     """
 
     single: list[str]
@@ -61,6 +66,7 @@ class Roles:
     average: str | None = None
     draws: list[list[str]] = field(default_factory=list)
     validation_loss: dict[str, float] = field(default_factory=dict)
+    without: Mapping[str, Sequence[Mapping[Key, Row]]] = field(default_factory=dict)
 
     @property
     def design(self) -> Design:
@@ -70,6 +76,7 @@ class Roles:
             sets=[("orders", self.single), *(("seeds", models) for models in self.draws)],
             best_by="validation_loss" if self.validation_loss else "test_score",
             best_of=None if self.validation_loss else "single model",
+            over_orders=self._over_orders,
         )
 
     def _pairs(self, scores: Mapping[str, Row]) -> Iterator[Pair]:
@@ -83,6 +90,22 @@ class Roles:
                 yield model, "single_best", [best]
             if self.average is not None and model != self.average:
                 yield model, "weighted_average", [self.average]
+
+    def _over_orders(
+        self, key: Key, scores: Mapping[str, Row], model: str, others: Sequence[str]
+    ) -> tuple[float, float] | None:
+        """Return the jackknife interval of a difference over orders, where merges without each order were scored."""
+        whole = list(others) == self.single
+        merges = {model} if whole else {model, *others}
+        if not all(name in self.without and all(key in rows for rows in self.without[name]) for name in merges):
+            return None  # among these the best single model: without it another one is the best
+        values = []
+        for place, order in enumerate(self.single):
+            left = {name: scores[name].value for name in self.single if name != order} if whole else {}
+            left |= {name: self.without[name][place][key].value for name in merges}
+            behind = [left[name] for name in others if name != order]
+            values.append(left[model] - float(np.mean(behind)))
+        return statistics.jackknife_interval(scores[model].value - _mean(scores, others), values)
 
 
 def against(models: Sequence[str], reference: str) -> Design:
@@ -193,6 +216,7 @@ def _compare(values: PairedValues, scores: Mapping[str, Row], design: Design) ->
     found = []
     for (model, reference, others), estimate in zip(pairs, estimates, strict=True):
         row = scores[model]
+        key = (row.task, row.metric, row.filter)
         found.append(
             Comparison(
                 task=row.task,
@@ -212,6 +236,7 @@ def _compare(values: PairedValues, scores: Mapping[str, Row], design: Design) ->
                 p_value_holm=estimate.p_value,
                 p_value_exact=estimate.exact,
                 detectable=estimate.detectable,
+                orders=design.over_orders(key, scores, model, others) if design.over_orders else None,
             )
         )
     return found

@@ -2,14 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits
 from ordermerge.eval.statistics import LEVEL, jackknife_interval
 from ordermerge.eval.tables import markdown_rows, print_columns
+from ordermerge.readers import read_json
 
+FILE = "curve.json"
+FIGURE = "curve.png"
 Subset = tuple[int, ...]
 Interval = tuple[float, float]
 HEADER = (
@@ -82,6 +88,13 @@ class Curve:
         return f"{self.merge}, {name}{ARROWS[self.higher_is_better]}"
 
 
+@with_config(ConfigDict(extra="allow"))
+class CurveFile(TypedDict):
+    """What is read again of `curve.json`."""
+
+    curves: list[Curve]
+
+
 def curve_points(scores: Mapping[Subset, float], count: int, prices: Sequence[float]) -> list[Point]:
     """Return mean, range and interval over orders for each number of orders.
 
@@ -116,6 +129,19 @@ def curve_points(scores: Mapping[Subset, float], count: int, prices: Sequence[fl
         around = interval(size, size - 1) if size > 1 else None
         points.append(Point(size, len(found), level(size), *ends, interval(size), gain, around, prices[size - 1]))
     return points
+
+
+def load_curves(path: Path) -> list[Curve]:
+    """Read the curves of a merge.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    content: CurveFile = read_json(path, CurveFile, remedy="`ordermerge curve` writes it anew")
+    return content["curves"]
 
 
 def curve_lines(curve: Curve) -> list[list[str]]:

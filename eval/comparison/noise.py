@@ -336,13 +336,13 @@ def _gains(
     for family, models in merges.items():
         for model in models:
             by_merge.setdefault(model.name.removeprefix(f"{family}/"), {})[family] = model
-    for merge, models in by_merge.items():
-        if len(models) < 2:
+    for merge, merged in by_merge.items():
+        if len(merged) < 2:
             continue
-        for key in common_scores([*models.values(), *(single for family in models for single in families[family])]):
+        for key in common_scores([*merged.values(), *(single for family in merged for single in families[family])]):
             gains = {
                 family: model.rows[key].value - float(np.mean([single.rows[key].value for single in families[family]]))
-                for family, model in models.items()
+                for family, model in merged.items()
             }
             mean, low, high = mean_interval(list(gains.values()))
             yield FamilyGain(*key, merge, gains, mean, low, high)

@@ -112,6 +112,16 @@ def evaluation_folder(run: Path) -> Path:
     return run / "eval"
 
 
+def curve_folder(run: Path, merge: str) -> Path:
+    """Return the folder of a merge's score by the number of orders.
+
+    Args:
+        run: The run directory.
+        merge: The merge.
+    """
+    return run / "curve" / merge
+
+
 def imbalance_folder(run: Path) -> Path:
     """Return the folder of losses and of the imbalance analysis.
 

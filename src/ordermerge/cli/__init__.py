@@ -21,6 +21,7 @@ def main() -> None:
 for _command in (
     pipeline.run, pipeline.train, pipeline.orders, pipeline.merge, pipeline.check,
     evaluation.evaluate, evaluation.compare, evaluation.soup, evaluation.tasks,
-    analysis.inspect, analysis.losses, analysis.imbalance, analysis.noise, analysis.report, analysis.card,
+    analysis.inspect, analysis.losses, analysis.imbalance, analysis.noise, analysis.curve,
+    analysis.report, analysis.card,
 ):  # fmt: skip
     main.add_command(_command)

@@ -1,4 +1,4 @@
-"""Commands that explain models and runs: `inspect`, `losses`, `imbalance`, `noise`, `report`, `card`."""
+"""Commands that explain models and runs: `inspect`, `losses`, `imbalance`, `noise`, `curve`, `report`, `card`."""
 
 from pathlib import Path
 
@@ -101,6 +101,34 @@ def noise(results: tuple[str, ...], differences: tuple[float, ...], tasks: str, 
     found = measure_noise(results, tasks=names(tasks), differences=differences)
     if not give_json(asdict(found), json_file):
         print_noise(found)
+
+
+@click.command()
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--merge", help="Name of the merge. [the first one]")
+@click.option("--sample", type=click.IntRange(min=1), default=20, show_default=True, help="Most merges of one size.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw where there are more.")
+@JSON
+@user_errors
+def curve(run_directory: Path, merge: str | None, sample: int, seed: int, json_file: Path | None) -> None:
+    """Merge and score k of the K orders of a RUN directory, k = 1 to K: what one more order is worth.
+
+    Each merge is made in a temporary folder, scored and removed; run it again to go on after an interruption. The
+    comparison and the report then also say what other training orders would change.
+    """
+    from dataclasses import asdict
+
+    from ordermerge.commands.curve import make_curve
+    from ordermerge.commands.report import write_report
+    from ordermerge.commands.run_comparison import compare_run
+    from ordermerge.eval.comparison.curve import print_curves
+
+    plan, curves = make_curve(run_directory, merge, sample=sample, seed=seed)
+    compare_run(plan)
+    file = write_report(run_directory)
+    if not give_json([asdict(one) for one in curves], json_file):
+        print_curves(curves)
+        click.echo(f"report: {file}")
 
 
 @click.command()

@@ -12,6 +12,9 @@ import yaml
 from ordermerge.commands.html import html_page
 from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.errors import UserError
+from ordermerge.eval.comparison.curve import FIGURE as CURVE_FIGURE
+from ordermerge.eval.comparison.curve import FILE as CURVE
+from ordermerge.eval.comparison.curve import NOTE, load_curves, markdown_curve
 from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport, load_comparison
 from ordermerge.eval.comparison.table import REFERENCES, markdown_comparison
@@ -28,6 +31,7 @@ from ordermerge.run_directory import (
     EXPERIMENT,
     REPORT,
     OrderRecord,
+    curve_folder,
     evaluation_folder,
     open_run,
     order_folder,
@@ -61,6 +65,7 @@ def write_report(run_directory: Path) -> Path:
     sections = {
         "Scores": _scores(rows),
         "What merging changed": _comparison(run_directory, rows, pictures),
+        "Number of orders": _curves(experiment, run_directory, pictures),
         "Learning curves": _learning(run_directory, orders, pictures),
         "Position of samples": _imbalance(run_directory, pictures),
         "Models": _models(experiment),
@@ -136,6 +141,19 @@ def _tallies(comparisons: list[Comparison], what: str) -> Iterator[str]:
                 f"- against {words}: of {len(found)} {what} {up} higher, {len(sure) - up} lower, "
                 f"{len(found) - len(sure)} not told apart"
             )
+
+
+def _curves(experiment: Experiment, run_directory: Path, pictures: list[Path]) -> str:
+    parts = []
+    for merge in experiment.merges:
+        folder = curve_folder(run_directory, merge)
+        if not (folder / CURVE).is_file():
+            continue
+        if (folder / CURVE_FIGURE).is_file():
+            parts.append(_picture(pictures, run_directory, folder / CURVE_FIGURE, f"Merges of fewer orders: {merge}"))
+        for curve in load_curves(folder / CURVE):
+            parts.append(f"{markdown_text(curve.title)}:\n\n{markdown_curve(curve)}")
+    return "\n\n".join([*parts, NOTE, "From `curve/MERGE/curve.json`."]) if parts else ""
 
 
 def _learning(run_directory: Path, orders: list[OrderRecord], pictures: list[Path]) -> str:

@@ -14,15 +14,13 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
-from ordermerge.commands.plan import MergeStep, Plan, check_experiment, make_plan, model_roles
+from ordermerge.commands.plan import MergeStep, Plan, check_experiment, make_plan
 from ordermerge.commands.recipes import write_recipe
 from ordermerge.commands.report import write_report
+from ordermerge.commands.run_comparison import compare_run
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.errors import UserError
-from ordermerge.eval.comparison.compare import compare_models
-from ordermerge.eval.comparison.record import FILE as COMPARISON_FILE
-from ordermerge.eval.comparison.record import ComparisonReport, write_comparison
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.table import Row, print_table
@@ -72,7 +70,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     rows: list[Row] = []
     for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
         rows = _CARRY_OUT[stage](plan, list(steps)) or rows
-    comparison = _compare(plan) if rows else None
+    comparison = compare_run(plan) if rows else None
     write_cards(run_directory)
     report = write_report(run_directory)
     print_table(rows)
@@ -176,13 +174,3 @@ _CARRY_OUT: dict[str, Callable[[Plan, Sequence[Step]], list[Row] | None]] = {
     "merge": _merge,
     "eval": _score,
 }
-
-
-def _compare(plan: Plan) -> ComparisonReport | None:
-    out, settings = evaluation_folder(plan.run_directory), plan.experiment.evaluation
-    (out / COMPARISON_FILE).unlink(missing_ok=True)
-    if not plan.experiment.merges or settings is None:
-        return None
-    comparison = compare_models(out, model_roles(plan.experiment, plan.run_directory), settings.tasks)
-    write_comparison(comparison, out / COMPARISON_FILE)
-    return comparison

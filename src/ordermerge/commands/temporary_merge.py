@@ -2,9 +2,10 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mergekit.config import MergeConfiguration
@@ -17,13 +18,16 @@ from ordermerge.readers import read_yaml
 
 
 @contextmanager
-def temporary_merge(recipe: Path, out: Path, name: str) -> Iterator[str]:
+def temporary_merge(
+    recipe: Path, out: Path, name: str, options: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[str]:
     """Merge a recipe, and remove the model afterwards.
 
     Args:
         recipe: The mergekit recipe.
         out: The folder in which it is merged, in a sub-folder of its own.
         name: Of the model.
+        options: mergekit's options that the recipe needs (`merge_options`).
 
     Yields:
         The model's folder.
@@ -34,7 +38,7 @@ def temporary_merge(recipe: Path, out: Path, name: str) -> Iterator[str]:
     out.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=".merging-", dir=out))
     try:
-        merge(recipe, place / name, MergeOptions(quiet=True, random_seed=RANDOM_SEED))
+        merge(recipe, place / name, MergeOptions(**{"quiet": True, "random_seed": RANDOM_SEED, **options}))
         yield str(place / name)
     finally:
         shutil.rmtree(place, ignore_errors=True)
