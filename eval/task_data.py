@@ -3,13 +3,13 @@
 They name these functions by this module's import name, so that a copy of a task file works wherever it lies.
 """
 
-import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ordermerge.errors import UserError, quoted
+from ordermerge.records import read_records
 from ordermerge.sandbox import render_fields
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def load(
 ) -> dict[str, "Dataset"]:
     """Read a task's data: the `custom_dataset` of a task file.
 
-    JSON and CSV are read by the standard library, as for training: table readers guess types, and would turn the text
-    "007" into 7 and "2020-01-01" into a time.
+    Files are read as for training, every value as it is written: table readers guess types.
 
     Args:
         data_files: File or files of the split `test`, or a mapping from split to files; relative to the task file, else
@@ -40,21 +39,15 @@ def load(
         UserError: If no file is given; if one is missing, damaged, empty or of another kind; if a template names a
             field that a record does not have.
     """
-    from datasets import Dataset
-
     if not data_files:
         raise UserError("no data: give `data_files`, under `dataset_kwargs` in the task file or by `--metadata`")
     splits = data_files if isinstance(data_files, Mapping) else {"test": data_files}
-    return {
-        split: Dataset.from_list(
-            [
-                record
-                for path in located(files, config_source)
-                for record in _with_fields(read(path), fields or {}, path)
-            ]
-        )
-        for split, files in splits.items()
-    }
+    loaded = {}
+    for split, files in splits.items():
+        paths = located(files, config_source)
+        records = [record for path in paths for record in _with_fields(read_records(path), fields or {}, path)]
+        loaded[split] = _to_dataset(records)
+    return loaded
 
 
 def located(data_files: Any, config_source: str | Path) -> list[Path]:
@@ -69,30 +62,6 @@ def located(data_files: Any, config_source: str | Path) -> list[Path]:
         return [beside if beside.is_file() else Path(data_files)]
     parts = data_files.values() if isinstance(data_files, Mapping) else data_files or ()
     return [path for part in parts for path in located(part, config_source)]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read the records of one file.
-
-    Args:
-        path: A .json (a list of records, or JSON lines), .jsonl, .csv, .parquet or .txt file.
-
-    Raises:
-        UserError: If it is missing, damaged, empty or of another kind.
-    """
-    if path.suffix not in _READERS:
-        raise UserError(f"{path}: must be a {', '.join(_READERS)} file")
-    try:
-        records = _READERS[path.suffix](path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file (looked in {path.absolute().parent})") from None
-    except (OSError, ValueError) as error:  # of JSON, of UTF-8, of parquet
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path}: must hold records, objects with named fields")
-    if not records:
-        raise UserError(f"{path}: holds no records")
-    return records
 
 
 def completion_scores(doc: Mapping[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
@@ -115,6 +84,38 @@ def completion_scores(doc: Mapping[str, Any], results: list[tuple[float, bool]])
     }
 
 
+def _to_dataset(records: Sequence[Mapping[str, Any]]) -> "Dataset":
+    """Return a table that gives each value back as it is: one inferred would have the first record's fields and types.
+
+    Args:
+        records: The records; a field that one lacks is None there.
+    """
+    from datasets import Dataset, Features
+
+    columns = {
+        name: [record.get(name) for record in records]
+        for name in dict.fromkeys(name for record in records for name in record)
+    }
+    features = {name: _feature(column) for name, column in columns.items()}
+    for name, feature in features.items():
+        if type(feature).__name__ == "Json":  # which takes a text that is JSON, such as "007", for what it stands for
+            columns[name] = [None if value is None else json.dumps(value) for value in columns[name]]
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _feature(column: Sequence[Any]) -> Any:
+    from datasets import Json, List, Value
+
+    kinds = {type(value) for value in column if value is not None}
+    if kinds == {list} and all(isinstance(item, str) for value in column for item in value or ()):
+        return List(Value("string"))
+    small = kinds != {int} or all(abs(value) < 2**63 for value in column if value is not None)
+    return Value(_PLAIN[kinds.pop()]) if len(kinds) == 1 and small and kinds <= _PLAIN.keys() else Json()
+
+
+_PLAIN = {str: "string", bool: "bool", int: "int64", float: "float64"}
+
+
 def _with_fields(records: list[dict[str, Any]], fields: Mapping[str, str], path: Path) -> list[dict[str, Any]]:
     if not fields:
         return records
@@ -125,43 +126,3 @@ def _with_fields(records: list[dict[str, Any]], fields: Mapping[str, str], path:
     except UserError as error:
         raise UserError(f"{path}: `fields`: {error}") from None
     return [{**record, **new} for record, new in zip(records, made, strict=True)]
-
-
-def _read_json(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        if text.lstrip().startswith("["):
-            raise
-        return _parse_lines(text)  # often named .json too
-
-
-def _parse_lines(text: str) -> list[Any]:
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is not valid JSON ({error.msg} at column {error.colno})") from None
-    return records
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    from pyarrow import parquet
-
-    return parquet.read_table(path).to_pylist()
-
-
-_READERS = {
-    ".jsonl": lambda path: _parse_lines(path.read_text(encoding="utf-8-sig")),
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": lambda path: [{"text": path.read_text(encoding="utf-8")}],
-}

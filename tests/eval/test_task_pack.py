@@ -192,19 +192,27 @@ def test_load_keeps_texts_as_they_are_in_every_format(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.jsonl", '{"a": 1}\n{"a": \n', r"d\.jsonl: cannot be read: line 2 is not valid JSON"),
-        ("d.jsonl", "[1]\n", "must hold records"),
-        ("d.json", "[{]", r"cannot be read: Expecting property name"),
-        ("d.json", '"text"', "must hold records"),
+        ("d.jsonl", '{"a": 1}\n{"a": \n', r"d\.jsonl: line 2 is not valid JSON"),
+        ("d.jsonl", "[1]\n", "record 0 must be an object with named fields"),
+        ("d.json", "[{]", r"not valid JSON: line 1 column 3: Expecting property name"),
+        ("d.json", '"text"', "must be a list of records; got str"),
         ("d.json", "[]", "holds no records"),
-        ("d.parquet", "x", "cannot be read"),
-        ("d.xml", "", r"must be a \.jsonl, \.json, \.csv, \.parquet, \.txt file"),
+        ("d.parquet", "x", "not a valid parquet file"),
+        ("d.csv", "a,b\n1,2\n1,2,3\n", r"line 3 \(record 1\) has 3 values where the header has 2"),
+        ("d.xml", "", r"must be a \.json, \.jsonl, \.csv, \.parquet, \.txt file"),
     ],
 )
 def test_load_refuses_bad_files_by_name(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load(data_files=str(tmp_path / name))
+
+
+def test_load_keeps_each_records_own_fields_and_types(tmp_path):
+    records = [{"a": 1, "tools": {"x": 1}}, {"a": 2.5, "tools": {"y": None}}, {"b": ["u"], "a": "007"}]
+    loaded = load(data_files=write(tmp_path / "d.JSONL", records))["test"].to_list()
+    assert [{key: value for key, value in row.items() if value is not None} for row in loaded] == records
+    assert [type(row["a"]) for row in loaded] == [int, float, str]
 
 
 def test_load_without_a_file_or_field_says_what_is_there(tmp_path):

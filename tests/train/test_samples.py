@@ -52,6 +52,18 @@ def test_json_lines_may_be_named_json(tmp_path: Path, write_experiment: Write):
     assert _read(write_experiment, "d.json").train["completion"][:] == ["1", "2.5"]
 
 
+def test_one_record_may_be_a_file(tmp_path: Path, write_experiment: Write):
+    (tmp_path / "d.json").write_text('{"q": "x", "a": "y", "more": {"z": [1]}}', encoding="utf-8")
+    assert _read(write_experiment, "d.json").train["completion"][:] == ["y"]
+
+
+def test_a_field_may_be_long(tmp_path: Path, write_experiment: Write):
+    limit = csv.field_size_limit()
+    (tmp_path / "d.CSV").write_text('q,a\nx,"' + "mat " * 40_000 + '"\n', encoding="utf-8")
+    assert _read(write_experiment, "d.CSV").train["completion"][:] == ["mat " * 40_000]
+    assert csv.field_size_limit() == limit
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path: Path, write_experiment: Write):
     (tmp_path / "d.csv").write_text("q,a\r\nx,1\r\n", encoding="utf-8-sig")
     assert _read(write_experiment, "d.csv").train["prompt"][:] == ["x="]
@@ -106,13 +118,17 @@ def test_a_record_that_does_not_fit_is_named(record: Any, message: str, write_ex
     [
         ("d.jsonl", b'{"q": "x"}\n{"q": \n', r"d.jsonl: line 2 is not valid JSON \(.* at column 7\): \{\"q\":"),
         ("d.json", b'[{"q": "x"},\n{"q": ]', r"d.json: not valid JSON: line 2 column 7"),
-        ("d.json", b'{"data": [{"q": "x"}]}', r"must be a list of records; got one object with keys data"),
+        ("d.json", b'{"data": [{"q": "x"}]}', r"must be a list of records; got one object with key data"),
         ("d.json", b"3", r"must be a list of records; got int"),
         ("d.json", b"[]", r"holds no records"),
         ("d.jsonl", b"", r"holds no records"),
         ("d.csv", b"q,a\n", r"holds no records"),
-        ("d.csv", b"q,a\nx,y,z\n", r"record 0 has more or fewer values than the header's 2"),
-        ("d.csv", b"q,a\nx\n", r"record 0 has more or fewer values than the header's 2"),
+        ("d.csv", b"q,a\nx,y,z\n", r"line 2 \(record 0\) has 3 values where the header has 2"),
+        ("d.csv", b"q,a\nx\n", r"line 2 \(record 0\) has 1 values where the header has 2; quote values"),
+        ("d.csv", b'q,a\n"x\ny",1\nz\n', r"line 4 \(record 1\) has 1 values"),
+        ("d.csv", b"q,a,q\n1,2,3\n", r"column 'q' stands twice in the header"),
+        ("d.jsonl", b'{"q": "\\ud83d"}', r"line 1 is not valid JSON \(half a character"),
+        ("d.jsonl", b"[" * 10**5, r"nested without end"),
         ("d.csv", b'q,a\n"x,1\n', r"not valid CSV near line \d: unexpected end"),
         ("d.jsonl", b'{"q": "\xe9"}', r"not UTF-8 text .*at byte 7"),
         ("d.parquet", b"PAR", r"not a valid parquet file"),
