@@ -22,7 +22,7 @@ from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.provenance import record
 from ordermerge.train.sft import train_orders
-from ordermerge.unchanged import Base, to_lanes
+from ordermerge.unchanged import changed, to_lanes
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "recipes" / "quickstart"
@@ -66,8 +66,8 @@ def share_unchanged(before: Path, after: Path, dtype: torch.dtype, part: str) ->
             continue
         lanes = to_lanes(value.to(dtype))
         # Training starts from the base model in the dtype of the weights.
-        reference = Base(to_lanes(base[name].to(value.dtype).to(dtype)))
-        unchanged += lanes.numel() - int(reference.changed(lanes).sum(dtype=torch.int64))
+        reference = to_lanes(base[name].to(value.dtype).to(dtype))
+        unchanged += lanes.numel() - int(changed(lanes, reference).sum())
         total += lanes.numel()
     return unchanged / total
 

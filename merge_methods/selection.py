@@ -1,68 +1,31 @@
-"""Which sub-model each value comes from: the draw, and the selection by it, over flat integer lanes.
+"""Which sub-model each value comes from: the draw, and the selection by it.
 
-Everything here works on *lanes* (`ordermerge.unchanged.to_lanes`) in pieces that fit a cache, with integer operations
-that torch vectorises: comparisons that write bool, and `torch.where`, are several times slower on 16-bit values. All
-scratch belongs to the call, because mergekit runs kernels in threads.
+Everything here works on *lanes*, values as integers (`ordermerge.unchanged.to_lanes`). Plain torch operations say what
+is computed. They serve accelerators; on CPUs compiled loops compute the same (`compiled`).
 """
 
+import functools
 import math
-from collections.abc import Sequence
-from fractions import Fraction
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
-from ordermerge.counter import counters, mix_words, stream_key
-from ordermerge.unchanged import Base
+from ordermerge.compiled import by_loops
+from ordermerge.counter import random_words, stream_key
+from ordermerge.merge_methods.compiled import fill_compiled
+from ordermerge.merge_methods.shares import DRAWS, share_draws, whole_weights
+from ordermerge.unchanged import changed
 
-_DRAW_BITS = 16
-_DRAWS = 1 << _DRAW_BITS
-_DRAWS_PER_WORD = 64 // _DRAW_BITS
-# Sums of whole weights up to this are counted exactly in 16-bit lanes, and scaled exactly by a draw in float32.
-_LARGEST_TOTAL = 127
-# A weight this much smaller than the largest is still counted as positive in float32.
-_SMALLEST_WEIGHT = 2.0**-100
-# Elements worked on at once, a multiple of the draws per word: few enough for a CPU's cache, enough for an accelerator.
-_CHUNK_CPU = 1 << 19
-_CHUNK_ACCELERATOR = 1 << 20
-
-
-class _Workspace:
-    """Scratch tensors of one call, made once and used for every piece.
-
-    Args:
-        like: A lanes tensor: its type and device are those of the scratch.
-    """
-
-    def __init__(self, like: torch.Tensor):
-        self.chunk = _CHUNK_CPU if like.device.type == "cpu" else _CHUNK_ACCELERATOR
-        self._like = like
-        self._size = min(self.chunk, like.numel())
-        self._tensors: dict[str, torch.Tensor] = {}
-        words = -(-self._size // _DRAWS_PER_WORD)
-        self._counters = counters(words, device=like.device)
-        self._words, self._shifted = torch.empty_like(self._counters), torch.empty_like(self._counters)
-
-    def get(self, name: str, length: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return the first `length` elements of the scratch tensor of that name; their content is arbitrary."""
-        if name not in self._tensors:
-            self._tensors[name] = torch.empty(self._size, dtype=dtype or self._like.dtype, device=self._like.device)
-        return self._tensors[name][:length]
-
-    def draws(self, stream: tuple[int, str, int], start: int, length: int) -> torch.Tensor:
-        """Return the draws of elements `start` onwards: uniform on [-2^15, 2^15), in the lanes' type."""
-        words = slice(-(-length // _DRAWS_PER_WORD))
-        first = start // _DRAWS_PER_WORD
-        out, scratch = self._words[words], self._shifted[words]
-        mixed = mix_words(self._counters[words], stream_key(*stream), first, out=out, scratch=scratch)
-        draws = mixed.view(torch.int16)[:length]
-        return draws if self._like.dtype == torch.int16 else self.get("draws", length).copy_(draws)
+_DRAWS_PER_WORD = 4
+# Elements worked on at once, a multiple of the draws per word: enough for an accelerator, little memory.
+_CHUNK = 1 << 20
 
 
 def fill_elements(
     out: torch.Tensor,
     models: list[torch.Tensor],
-    weights: list[float],
+    weights: Sequence[float],
     base: torch.Tensor | None,
     resample: float,
     stream: tuple[int, str],
@@ -77,137 +40,78 @@ def fill_elements(
         resample: Number of rounds, or `math.inf`; not looked at without a base.
         stream: Seed and tensor name, which together name the draw.
     """
-    space = _Workspace(out)
     weights = whole_weights(weights)
-    for start in range(0, out.numel(), space.chunk):
-        span = slice(start, start + space.chunk)
+    arguments = out, models, weights, base, resample, stream
+    if out.device.type == "cpu" and by_loops(lambda loops: fill_compiled(loops, *arguments)):
+        return
+    for start in range(0, out.numel(), _CHUNK):
+        span = slice(start, start + _CHUNK)
         piece, pieces = out[span], [lanes[span] for lanes in models]
-        draws = space.draws((*stream, 0), start, piece.numel())
+        draw = functools.partial(_draws, stream, start, piece)
         if base is None:
-            _select(piece, pieces, weights, draws, space)
+            piece.copy_(_select(pieces, weights, draw(0)))
         elif math.isinf(resample):
-            _select_changed(piece, pieces, weights, Base(base[span]), draws, space)
+            piece.copy_(_select_changed(pieces, weights, base[span], draw(0)))
         else:
-            _select(piece, pieces, weights, draws, space)
-            _resample(piece, pieces, weights, Base(base[span]), int(resample), (stream, start), space)
+            piece.copy_(_select_again(pieces, weights, base[span], int(resample), draw))
 
 
-def whole_weights(weights: Sequence[float]) -> list[float]:
-    """Return the same proportions as small whole numbers, or else as fractions of the largest weight.
-
-    Args:
-        weights: Positive numbers.
-    """
-    shares = [weight / max(weights) for weight in weights]
-    near = [Fraction(share).limit_denominator(_LARGEST_TOTAL) for share in shares]
-    whole = [share * math.lcm(*(share.denominator for share in near)) for share in near]
-    exact = all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(near, shares, strict=True))
-    if exact and all(whole) and sum(whole) <= _LARGEST_TOTAL:
-        return [int(weight) for weight in whole]
-    return [max(share, _SMALLEST_WEIGHT) for share in shares]
+def _draws(stream: tuple[int, str], start: int, like: torch.Tensor, number: int) -> torch.Tensor:
+    """Return a round's draws of as many elements, from `start` onwards: whole numbers, uniform on [-2^15, 2^15)."""
+    words = -(-len(like) // _DRAWS_PER_WORD)
+    made = random_words(stream_key(*stream, number), start // _DRAWS_PER_WORD, words, device=like.device)
+    return made.view(torch.int16)[: len(like)].int()
 
 
-def _thresholds(weights: Sequence[float]) -> list[int]:
-    """Return, for each model, the draw (on [-2^15, 2^15]) below which it or an earlier one is taken."""
-    totals = list(accumulate(weights))
-    return [round(_DRAWS * (total / totals[-1])) - _DRAWS // 2 for total in totals]
+def _select(models: list[torch.Tensor], weights: Sequence[float], draws: torch.Tensor) -> torch.Tensor:
+    """Return each element of the model in whose share of the draws its draw falls."""
+    models, marks = share_draws(models, weights)
+    out = models[0]
+    for lanes, mark in zip(models[1:], marks[1:], strict=True):
+        out = torch.where(draws < mark, out, lanes)
+    return out
 
 
-def _select(
-    out: torch.Tensor,
+def _select_again(
     models: list[torch.Tensor],
     weights: Sequence[float],
-    draws: torch.Tensor,
-    space: _Workspace,
-) -> None:
-    """Write to `out` each element of the first model whose threshold lies above the element's draw."""
-    thresholds = _thresholds(weights)
-    last = thresholds.index(_DRAWS // 2)
-    chosen = space.get("chosen", out.numel())
-    below = models[last]
-    for lanes, threshold in zip(reversed(models[:last]), reversed(thresholds[:last]), strict=True):
-        below = _blend(below, lanes, torch.lt(draws, threshold, out=chosen), out, space)
-    if not last:
-        out.copy_(below)
-
-
-def _blend(
-    below: torch.Tensor, lanes: torch.Tensor, chosen: torch.Tensor, out: torch.Tensor, space: _Workspace
+    base: torch.Tensor,
+    rounds: int,
+    draw: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
-    """Write `lanes` where `chosen` is 1 and `below` where it is 0: below + (lanes - below) * chosen modulo 2^bits."""
-    difference = torch.sub(lanes, below, out=space.get("difference", out.numel()))
-    return torch.addcmul(below, difference, chosen, out=out)
+    """Return the selection, drawn again, `rounds` times, where it equals the base."""
+    out = _select(models, weights, draw(0))
+    waiting = ~changed(out, base)
+    if rounds > 1:  # what no model that can be drawn has changed is not waited for
+        movable = torch.zeros_like(waiting)
+        for lanes in share_draws(models, weights)[0]:
+            movable |= changed(lanes, base)
+        waiting &= movable
+    for number in range(1, rounds + 1):
+        if not waiting.any():
+            break
+        out = torch.where(waiting, _select(models, weights, draw(number)), out)
+        waiting &= ~changed(out, base)
+    return out
 
 
 def _select_changed(
-    out: torch.Tensor,
-    models: list[torch.Tensor],
-    weights: Sequence[float],
-    base: Base,
-    draws: torch.Tensor,
-    space: _Workspace,
-) -> None:
-    """Write to `out` a value drawn, in proportion to weight, from the models that changed it.
+    models: list[torch.Tensor], weights: Sequence[float], base: torch.Tensor, draws: torch.Tensor
+) -> torch.Tensor:
+    """Return values drawn, in proportion to weight, from the models that changed them.
 
-    The weights of the changed models are summed up in order; the draw, scaled by their total, falls below the sum at
-    the model to take, and nowhere where the total is 0.
+    The weights of the models that changed a value are summed up in order. The draw, scaled to their total, falls into
+    one model's part of the sum; where the total is 0 the last model's value, unchanged, is taken.
     """
-    length, whole = out.numel(), all(isinstance(weight, int) for weight in weights)
-    dtype = out.dtype if whole else torch.float32
-    sums: list[torch.Tensor] = []
-    for index, (lanes, weight) in enumerate(zip(models, weights, strict=True)):
-        changed = base.changed(lanes, out=space.get("changed", length))
-        if not whole:
-            changed = space.get("weighed", length, dtype).copy_(changed)
-        total = space.get(f"sum {index}", length, dtype)
-        sums.append(
-            torch.add(sums[-1], changed, alpha=weight, out=total) if sums else torch.mul(changed, weight, out=total)
-        )
-    marks = space.get("marks", length, torch.float32).copy_(draws)
-    marks.add_((_DRAWS + 1) / 2).mul_(1 / _DRAWS).mul_(sums[-1])
-    if whole:  # a whole sum lies above the mark where it lies above the whole part of it
-        marks = space.get("whole marks", length).copy_(marks)
-    chosen = space.get("chosen", length)
-    below = models[-1]
-    for lanes, total in zip(reversed(models[:-1]), reversed(sums[:-1]), strict=True):
-        if whole:
-            torch.lt(marks, total, out=chosen)
-        else:  # faster in two steps
-            chosen.copy_(torch.lt(marks, total, out=total))
-        below = _blend(below, lanes, chosen, out, space)
-    if len(models) == 1:
-        out.copy_(below)
-
-
-def _resample(
-    out: torch.Tensor,
-    models: list[torch.Tensor],
-    weights: Sequence[float],
-    base: Base,
-    rounds: int,
-    where: tuple[tuple[int, str], int],
-    space: _Workspace,
-) -> None:
-    """Draw again, `rounds` times, where `out` equals the base."""
-    stream, start = where
-    length = out.numel()
-    pending = base.unchanged(out, out=space.get("pending", length))
-    changed = space.get("changed", length)
-    if rounds > 1:  # what no model that can be drawn has changed is not waited for
-        movable = space.get("movable", length).zero_()
-        marks = [-_DRAWS // 2, *_thresholds(weights)]
-        for lanes, (low, high) in zip(models, pairwise(marks), strict=True):
-            if high > low:
-                movable |= base.changed(lanes, out=changed)
-        pending &= movable
-    drawn = space.get("drawn", length)
-    for number in range(1, rounds + 1):
-        _select(drawn, models, weights, space.draws((*stream, number), start, length), space)
-        _blend(out, drawn, pending, out, space)
-        if number < rounds:
-            pending &= base.unchanged(out, out=changed)
-            if not pending.max():
-                break
+    total = torch.zeros_like(draws, dtype=torch.float32)
+    for lanes, weight in zip(models, weights, strict=True):
+        total += changed(lanes, base).float() * weight
+    marks = (draws.float() + (DRAWS + 1) / 2) / DRAWS * total
+    out, before = models[0], torch.zeros_like(total)
+    for (previous, lanes), weight in zip(pairwise(models), weights, strict=False):
+        before += changed(previous, base).float() * weight
+        out = torch.where(marks < before, out, lanes)
+    return out
 
 
 def fill_blocks(
@@ -224,12 +128,11 @@ def fill_blocks(
     """
     if not out.numel():
         return
-    space = _Workspace(out[:rows])
-    thresholds = torch.tensor(_thresholds(whole_weights(weights)), device=out.device)
+    models, marks = share_draws(models, whole_weights(weights))
     table, tables = out.view(rows, -1), [lanes.view(rows, -1) for lanes in models]
-    for start in range(0, rows, space.chunk):
-        draws = space.draws((*stream, 0), start, min(space.chunk, rows - start))
-        choice = torch.bucketize(draws, thresholds, right=True)
+    for start in range(0, rows, _CHUNK):
+        draws = _draws(stream, start, table[start : start + _CHUNK], 0)
+        choice = torch.bucketize(draws, torch.tensor(marks[1:], dtype=draws.dtype, device=out.device), right=True)
         for index, lanes in enumerate(tables):
             where = (choice == index).nonzero().squeeze(1) + start
             table.index_copy_(0, where, lanes.index_select(0, where))

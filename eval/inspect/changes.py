@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ordermerge.unchanged import Base, to_lanes
+from ordermerge.unchanged import changed, to_lanes
 
 _LANES = 4  # 16-bit lanes of a 64-bit word
 _MOST_WORDS = (1 << 16) - 1  # of more words, the sum of ones could overflow a lane
@@ -72,7 +72,7 @@ def measure(rows: torch.Tensor, scratch: Scratch | None = None) -> Totals:
     """
     scratch = scratch or Scratch()
     subs = len(rows) - 1
-    count, changed = _count_changes(rows, scratch)
+    count, by_sub = _count_changes(rows, scratch)
     wide = scratch.get("wide", tuple(rows.shape), torch.promote_types(rows.dtype, torch.float32)).copy_(rows)
     wide[:-1] -= wide[-1]
     products, known = wide @ wide.T, count
@@ -91,7 +91,7 @@ def measure(rows: torch.Tensor, scratch: Scratch | None = None) -> Totals:
     return Totals(
         values=count.numel(),
         changed_by=changed_by,
-        changed=changed,
+        changed=by_sub,
         shared=int(directed[2:].sum()),
         agreeing=int(_row_sums(flags)[0]) - int(directed[:2].sum()),
         changes=changes - once,
@@ -108,9 +108,8 @@ def _count_changes(rows: torch.Tensor, scratch: Scratch) -> tuple[torch.Tensor, 
     *subs, base = (to_lanes(row) for row in rows)
     flags = _flags(scratch, len(subs), base)
     count = scratch.get("count", tuple(base.shape), base.dtype).zero_()
-    origin = Base(base)
     for sub, out in zip(subs, flags, strict=True):
-        count += origin.changed(sub, out=out[: len(base)])
+        count += out[: len(base)].copy_(changed(sub, base))
     return count, _row_sums(flags)
 
 

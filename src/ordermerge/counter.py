@@ -35,46 +35,13 @@ def random_words(key: int, start: int, count: int, *, device: torch.device | str
     Returns:
         int64 tensor of shape [count], each of the 2^64 values equally likely.
     """
-    words = counters(count, device=device)
-    return mix_words(words, key, start, out=words, scratch=torch.empty_like(words))
-
-
-def counters(count: int, *, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return what `mix_words` makes words of; one result serves for any stream and any part of it.
-
-    Args:
-        count: How many words are to be made at once.
-        device: Where to make them.
-
-    Returns:
-        int64 tensor of shape [count].
-    """
-    return torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
-
-
-def mix_words(
-    counters: torch.Tensor, key: int, start: int, *, out: torch.Tensor, scratch: torch.Tensor
-) -> torch.Tensor:
-    """Write words `start` onwards of a stream to `out`, without allocating anything.
-
-    Args:
-        counters: The result of `counters`, int64 of shape [count].
-        key: The stream (see `stream_key`).
-        start: Index of the first word.
-        out: int64 of shape [count]; may be `counters` itself.
-        scratch: int64 of shape [count], overwritten.
-
-    Returns:
-        `out`.
-    """
-    torch.add(counters, _signed(key + start * _GAMMA), out=out)
-    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, None)):
+    words = torch.arange(1, count + 1, dtype=torch.int64, device=device).mul_(_signed(_GAMMA))
+    words += _signed(key + start * _GAMMA)
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
         # torch shifts int64 arithmetically: the mask clears the copies of the sign bit.
-        torch.bitwise_right_shift(out, shift, out=scratch)
-        out ^= scratch.bitwise_and_((1 << (64 - shift)) - 1)
-        if factor is not None:
-            out *= _signed(factor)
-    return out
+        words ^= (words >> shift) & ((1 << (64 - shift)) - 1)
+        words *= _signed(factor)
+    return words
 
 
 def _signed(value: int) -> int:

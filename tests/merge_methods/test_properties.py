@@ -3,6 +3,7 @@
 The examples are derandomised: every run tries the same ones. Values come from small pools, so that sub-models often
 agree with the base model and with each other; `changed` and `expected` say in plain floating-point comparisons and
 fractions what the code does on integer lanes. Pieces are mostly a few elements long, so most examples have several.
+Both implementations are tried.
 """
 
 import math
@@ -16,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ordermerge import compiled
 from ordermerge.counter import random_words, stream_key
 from ordermerge.merge_methods import Granularity, parameter_selection
 from ordermerge.merge_methods import selection as selection_module
@@ -23,8 +25,10 @@ from ordermerge.merge_methods import selection as selection_module
 Tensor = torch.Tensor
 INT16, INT32, INT64 = torch.int16, torch.int32, torch.int64
 LANES = {torch.float16: INT16, torch.bfloat16: INT16, torch.float32: INT32, torch.float64: INT64}
-REAL_CHUNK = selection_module._CHUNK_CPU
+REAL_CHUNK = compiled.SPAN
 FULL = math.inf
+
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def laws(examples: int) -> settings:
@@ -47,7 +51,8 @@ class Case:
     def merge(self, granularity: Granularity = Granularity.ELEMENT, **changes: Any) -> Tensor:
         case = replace(self, **changes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(selection_module, "_CHUNK_CPU", case.chunk)
+            patch.setattr(selection_module, "_CHUNK", case.chunk)
+            patch.setattr(compiled, "SPAN", case.chunk)
             return parameter_selection(
                 case.models,
                 case.weights,

@@ -1,4 +1,4 @@
-"""The laws of the draw, on tensors in memory (design: section "The merge methods").
+"""The laws of the draw, on tensors in memory (design: section "The merge methods"), for both implementations.
 
 Tolerances: frequencies over n independent draws may be off by 5 standard errors, sqrt(p (1 - p) / n); with fixed
 seeds the tests cannot flicker, and a wrong law is off by far more.
@@ -11,11 +11,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ordermerge import compiled
 from ordermerge.merge_methods import Granularity, parameter_selection
 from ordermerge.merge_methods import selection as selection_module
-from ordermerge.merge_methods.selection import _select_changed, _thresholds, _Workspace, whole_weights
-from ordermerge.unchanged import Base
+from ordermerge.merge_methods.selection import _select_changed
+from ordermerge.merge_methods.shares import share_draws, whole_weights
+from ordermerge.unchanged import changed
 
+pytestmark = pytest.mark.usefixtures("implementation")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 N = 200_000
@@ -73,24 +76,24 @@ def test_models_are_chosen_in_proportion_to_weight(weights: list[float] | None, 
 @pytest.mark.parametrize("count", range(1, 21))
 def test_selection_probability_is_exact_to_16_bits(count: int) -> None:
     weights = (torch.rand(count, generator=torch.Generator().manual_seed(count)) ** 4).tolist()
-    marks = [-(2**15), *_thresholds(whole_weights(weights))]
-    assert marks[-1] == 2**15
-    for weight, (low, high) in zip(weights, pairwise(marks), strict=True):
-        assert abs((high - low) / 2**16 - weight / sum(weights)) <= 2**-16
+    models, marks = share_draws(range(count), whole_weights(weights))
+    assert marks[0] == -(2**15)
+    shares = dict(zip(models, (high - low for low, high in pairwise([*marks, 2**15])), strict=True))
+    for k, weight in enumerate(weights):
+        assert abs(shares.get(k, 0) / 2**16 - weight / sum(weights)) <= 2**-16
 
 
 @pytest.mark.parametrize("weights", [[1.0] * 5, [1.0, 2.0, 3.0, 0.001, 7.0], [0.3, 0.3, 0.1, 0.2, 0.1]])
 @pytest.mark.parametrize("pattern", range(1, 32))
 def test_full_resampling_probability_is_exact_to_16_bits(weights: list[float], pattern: int) -> None:
     draws = torch.arange(-(2**15), 2**15, dtype=torch.int32)
-    changed = [pattern >> k & 1 for k in range(5)]
-    models = [torch.full_like(draws, (k + 1) * moved) for k, moved in enumerate(changed)]
-    out = torch.empty_like(draws)
-    _select_changed(out, models, whole_weights(weights), Base(torch.zeros_like(draws)), draws, _Workspace(draws))
-    total = sum(weight for weight, moved in zip(weights, changed, strict=True) if moved)
-    for k, (weight, moved) in enumerate(zip(weights, changed, strict=True)):
+    moved = [pattern >> k & 1 for k in range(5)]
+    models = [torch.full_like(draws, (k + 1) * flag) for k, flag in enumerate(moved)]
+    out = _select_changed(models, whole_weights(weights), torch.zeros_like(draws), draws)
+    total = sum(weight for weight, flag in zip(weights, moved, strict=True) if flag)
+    for k, (weight, flag) in enumerate(zip(weights, moved, strict=True)):
         share = int((out == k + 1).sum()) / 2**16
-        assert abs(share - moved * weight / total) <= 2**-16 + 1e-6, f"model {k} of {changed}"
+        assert abs(share - flag * weight / total) <= 2**-16 + 1e-6, f"model {k} of {moved}"
 
 
 @pytest.mark.parametrize("unchanged", range(5))
@@ -135,7 +138,7 @@ def test_equals_base_is_equality_of_values_or_of_nan_bits(dtype: torch.dtype) ->
     pairs += [(quiet, quiet, True), (quiet, other, False), (quiet, 1.0, False), (0.0, quiet, False)]
     for before, after, same in pairs:
         lanes = [bits(torch.as_tensor(x, dtype=dtype).reshape(1)) for x in (before, after)]
-        assert bool(Base(lanes[0]).changed(lanes[1])) is not same, (before, after)
+        assert bool(changed(lanes[1], lanes[0])) is not same, (before, after)
         base, moved = (torch.as_tensor(x, dtype=dtype).reshape(1).repeat(64) for x in (before, after))
         merged = parameter_selection([moved, torch.full_like(moved, 5)], base=base, resample=math.inf)
         assert (merged == 5).all() == same
@@ -179,7 +182,8 @@ def test_pieces_and_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch, resam
     base, models = family(3, 1, 10_001)
     results = []
     for chunk, threads in ((4, 1), (1024, 2), (1 << 20, 1)):
-        monkeypatch.setattr(selection_module, "_CHUNK_CPU", chunk)
+        monkeypatch.setattr(selection_module, "_CHUNK", chunk)
+        monkeypatch.setattr(compiled, "SPAN", chunk)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         results.append(parameter_selection(models, base=base, resample=resample))

@@ -1,0 +1,134 @@
+"""Where the compiled loops come from and what happens where they cannot be had, mostly in processes of their own."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ordermerge import compiled, loops
+from ordermerge.counter import random_words, stream_key
+from ordermerge.unchanged import changed
+
+# Draws 64 values of two models by the loops, and says how often compiled code was found and where it is kept.
+DRAW = """
+import sys
+from ordermerge.compiled import by_loops
+assert "numba" not in sys.modules, "imported before it is needed"
+import numpy as np
+def draw(loops):
+    out, models = np.empty(64, np.int16), [np.full(64, k, np.int16) for k in range(2)]
+    addresses = np.array([model.ctypes.data for model in models])
+    marks, keys = np.array([-2**15, 0], np.int16), np.array([7], np.uint64)
+    loops.select(out, addresses, marks, keys, out, False, False, 0, 64)
+    print(*out)
+    print(sum(loops.select.stats.cache_hits.values()))
+print(by_loops(draw), by_loops(draw))
+"""
+
+
+def run(code: str, *flags: str, **env: str) -> tuple[list[str], str]:
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def expected_draw() -> str:
+    draws = random_words(7, 0, 16).view(torch.int16)
+    return " ".join(str(int(draw >= 0)) for draw in draws)
+
+
+def test_first_use_compiles_silently_and_the_next_process_finds_the_code(tmp_path: Path) -> None:
+    for hits in ("0", "1"):
+        out, err = run(DRAW, "-W", "error", NUMBA_CACHE_DIR=str(tmp_path / "made"))
+        assert out == [expected_draw(), hits] * 2 + ["True True"]
+        assert err == ""
+    assert list((tmp_path / "made").rglob("*.nbi"))
+
+
+@pytest.mark.parametrize("cache", ["writable", "/dev/null/unwritable"])
+def test_read_only_site_packages_and_home_do_not_matter(tmp_path: Path, cache: str) -> None:
+    """Root may write everywhere, so Numba is told that the folder beside the code is none to try."""
+    home = str(tmp_path / cache)
+    env = {"HOME": home, "XDG_CACHE_HOME": home, "LOCALAPPDATA": home}
+    out, err = run(DRAW, "-W", "error", NUMBA_CACHE_LOCATOR_CLASSES="UserWideCacheLocator", **env)
+    assert out == [expected_draw(), "0"] * 2 + ["True True"]
+    assert err == ""
+    assert bool(list(tmp_path.rglob("*.nbi"))) == (cache == "writable")
+
+
+@pytest.mark.parametrize(
+    ("numba", "reason"),
+    [("raise ImportError('Numba needs NumPy 1')", "Numba needs NumPy 1"), ("", "numba.core"), ("import gone", "gone")],
+)
+def test_unusable_numba_is_told_once(tmp_path: Path, numba: str, reason: str) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(numba)
+    out, err = run(DRAW, PYTHONPATH=str(tmp_path))
+    assert out == ["False False"]
+    assert err.count("Numba cannot be used, and torch does its work, several times slower") == 1
+    assert reason in err
+    assert "pip install --force-reinstall numba" in err
+
+
+def test_a_failure_in_the_midst_of_work_ends_the_use_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_failures", [])
+
+    def fail(loops: ModuleType) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.warns(RuntimeWarning, match="OSError.*no space left on device"):
+        assert not compiled.by_loops(fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not compiled.by_loops(lambda loops: None)
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 8, 9, 100])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_work_is_shared_out_without_gaps(monkeypatch: pytest.MonkeyPatch, length: int, threads: int) -> None:
+    monkeypatch.setattr(compiled, "SPAN", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    done: list[range] = []
+    compiled.share_out(lambda start, stop: done.append(range(start, stop)), length)
+    assert sorted(i for part in done for i in part) == list(range(length))
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "SPAN", 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    both = threading.Barrier(2)
+
+    def work(start: int, stop: int) -> None:
+        both.wait(10)
+        if threading.current_thread() is not threading.main_thread():
+            raise ValueError("in a helper")
+
+    with pytest.raises(ValueError, match="in a helper"):
+        compiled.share_out(work, 16)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])
+def test_changed_is_the_same_compiled_and_in_torch(dtype: type) -> None:
+    limits = np.iinfo(dtype)
+    values = np.array([0, 1, -1, limits.max, limits.min, limits.min + 1, 1 << (limits.bits - 2)], dtype)
+    for base in values:
+        found = [loops._changed(value, base, loops._minus_zero(values)) for value in values]
+        same = torch.full((len(values),), int(base), dtype=torch.from_numpy(values).dtype)
+        assert found == changed(torch.from_numpy(values), same).tolist()
+
+
+@pytest.mark.parametrize("first", [0, 4, 1 << 20, 1 << 40])
+def test_words_are_those_of_the_counter(first: int) -> None:
+    key = stream_key("words")
+    words = np.empty(9, np.uint64)
+    loops._draw(words, np.uint64(key), first)
+    assert words.view(np.int64).tolist() == random_words(key, first // 4, 9).tolist()
