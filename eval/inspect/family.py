@@ -116,7 +116,7 @@ def _open(model: str) -> dict[str, Stored]:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise Unreadable("is a LoRA adapter, not a whole model; merge it into its base model first (docs/lora.md)")
     tensors = stored_tensors(folder)
-    if tensors is None:
+    if any(stored.offset is None for stored in tensors.values()):
         raise Unreadable("stored as pytorch_model.bin; load it with transformers and save it with `save_pretrained`")
     return tensors
 

@@ -98,7 +98,7 @@ class _Desk:
         dtype = FLOATS[str(stored.dtype)]
         values = out if out.dtype == dtype else self.scratch.get("stored", tuple(out.shape), dtype)
         file = self._file(stored.file)
-        file.seek(stored.offset + start * dtype.itemsize)
+        file.seek((stored.offset or 0) + start * dtype.itemsize)
         left = values.view(torch.uint8).numpy().data
         while left:
             if not (got := file.readinto(left)):  # type: ignore[attr-defined]

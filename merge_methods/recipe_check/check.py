@@ -23,7 +23,13 @@ from pydantic import ValidationError
 from ordermerge.config.library_fields import unknown_keys
 from ordermerge.errors import did_you_mean
 from ordermerge.merge_methods.parameter_selection import NAMES
-from ordermerge.merge_methods.recipe_check.layout import layout_problems
+from ordermerge.merge_methods.recipe_check.layout import CODE, Fit, fit
+from ordermerge.merge_methods.recipe_check.staging import staged
+from ordermerge.models import local_folder
+
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+_DTYPE_NAMES = {"bf16": "bfloat16", "bfloat": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"}
+_DTYPE_NAMES |= {"fp32": "float32", "f32": "float32", "float": "float32", "fp64": "float64", "double": "float64"}
 
 
 class Scope(NamedTuple):
@@ -44,7 +50,12 @@ class Inputs(NamedTuple):
 
 
 def check_recipe(
-    recipe: Mapping[str, Any], *, models_exist: bool = True, options: MergeOptions | None = None
+    recipe: Mapping[str, Any],
+    *,
+    models_exist: bool = True,
+    options: MergeOptions | None = None,
+    by_name: bool | None = False,
+    stand_in: str | None = None,
 ) -> list[str]:
     """Return every problem found in a recipe, one sentence each; none if it is fit to be merged.
 
@@ -52,6 +63,8 @@ def check_recipe(
         recipe: The parsed YAML.
         models_exist: Whether local models must be there already, and fit together; hub ids are not looked up.
         options: mergekit's options, some of which permit more; its defaults, if not given.
+        by_name: Whether it is to be merged by tensor name; None if either way will do.
+        stand_in: A model that represents those that are not there yet.
     """
     problems = list(unknown_keys(MergeConfiguration, recipe))
     method = _find_method(recipe)
@@ -64,12 +77,29 @@ def check_recipe(
     scopes = list(_scopes(recipe))
     for scope in scopes:
         problems += _parameter_problems(method, scope)
-    problems += _input_problems(method, config)
+    problems += [*_dtype_problems(config, options), *_input_problems(method, config)]
     if not problems and method.spec.name in NAMES:
         problems += _selection_problems(config, scopes)
-    if models_exist:
-        problems += absent_problems(config) or layout_problems(config, options or MergeOptions())
+    if not problems and models_exist:
+        problems += absent_problems(config)
+    if not problems and (models_exist or stand_in):
+        problems += recipe_fit(config, options, stand_in=stand_in).against(by_name)
     return problems
+
+
+def recipe_fit(config: MergeConfiguration, options: MergeOptions | None = None, *, stand_in: str | None = None) -> Fit:
+    """Return how the models of a recipe can be merged with each other: by mergekit's tables, or by tensor name.
+
+    Args:
+        config: A recipe that mergekit's schema accepts.
+        options: mergekit's options; if not given, models whose own code would have to be run are passed over.
+        stand_in: A model that represents those that are not there yet.
+    """
+    found = options or MergeOptions()
+    with staged(config, cache_dir=found.transformers_cache, stand_in=stand_in) as stage:
+        fits = fit(stage, found)
+    untried = options is None and fits.problems and all(problem.endswith(CODE) for problem in fits.problems)
+    return Fit(warnings=fits.problems) if untried else fits
 
 
 def absent_problems(config: MergeConfiguration) -> list[str]:
@@ -81,6 +111,17 @@ def absent_problems(config: MergeConfiguration) -> list[str]:
     problems = [problem for model in sorted(config.referenced_models(), key=str) for problem in _incomplete(model)]
     problems += [f"tokenizer of {p}" for model in _tokenizers(config) if (p := _no_folder(model.model))]
     return list(dict.fromkeys(problems))
+
+
+def _dtype_problems(config: MergeConfiguration, options: MergeOptions | None) -> Iterator[str]:
+    """Yield the dtypes that mergekit does not know: it would say so in the midst of the merge."""
+    given = {"dtype": config.dtype, "out_dtype": config.out_dtype}
+    given["--lora-merge-dtype"] = options.lora_merge_dtype if options else None
+    for key, name in given.items():
+        if name is not None and name.removeprefix("torch.") not in _DTYPES:
+            meant = _DTYPE_NAMES.get(name.removeprefix("torch.").lower())
+            hint = f" (did you mean {meant!r}?)" if meant else did_you_mean(name, _DTYPES)
+            yield f"`{key}`: mergekit has no dtype {name!r}{hint}"
 
 
 def _find_method(recipe: Mapping[str, Any]) -> MergeMethod | None:
@@ -196,6 +237,10 @@ def _selection_problems(config: MergeConfiguration, scopes: list[Scope]) -> Iter
 
 
 def _incomplete(model: ModelReference) -> Iterator[str]:
+    if (model.lora or model.model.revision) and local_folder(
+        str(model)
+    ):  # whose name holds a + or an @, where mergekit would split it
+        return
     for part, file in ((model.model, "config.json"), (model.lora, "adapter_config.json")):
         if part is None:
             continue

@@ -11,10 +11,13 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import get as get_method
 from mergekit.merge_methods.base import BasePolicy
+from mergekit.options import MergeOptions
 
 from ordermerge.merge_methods.parameter_selection import NAMES
-from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, open_all, read_values
+from ordermerge.merge_methods.recipe_check.check import recipe_fit
+from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, file_warnings, open_all, read_values
 from ordermerge.merge_methods.recipe_check.companions import companion_warnings
+from ordermerge.merge_methods.recipe_check.meaning import GLANCE, adapter_warnings
 from ordermerge.weights import FLOATS, Stored
 
 # Between a model and one that is unrelated to it, ||theta_k - base|| / ||base|| is at least 1 (it is the square root of
@@ -30,8 +33,6 @@ CLOSE = 0.2
 _BLENDS = ("slerp", "nearswap", "arcee_fusion")
 # Enough to tell related from unrelated tensors (the mean of so many products is known to 1 %), read in milliseconds.
 PROBES, PROBE_VALUES = 16, 8192
-# A copy is confirmed with a few values of every tensor: a fine-tuning that froze nearly everything is no copy.
-GLANCE_VALUES = 256
 _VOCABULARY = re.compile(r"embed|lm_head|wte|wpe|word_embeddings")
 
 
@@ -52,24 +53,36 @@ class Sampled:
     values: Mapping[str, Sequence[torch.Tensor]]
 
 
-def recipe_warnings(recipe: Mapping[str, Any], *, own_companions: bool = False) -> list[str]:
+def recipe_warnings(
+    recipe: Mapping[str, Any],
+    *,
+    own_companions: bool = False,
+    options: MergeOptions | None = None,
+    by_name: bool | None = False,
+) -> list[str]:
     """Return what is likely to be a mistake in a recipe that can be merged, one sentence each.
 
-    Reads headers, a few values (some megabytes at most) and the small files beside the weights; local models only.
+    Reads headers, a few values (some megabytes at most) and the small files beside the weights; of models that are
+    here, as folders or in the Hugging Face cache.
 
     Args:
         recipe: The parsed YAML, without problems (see `check_recipe`).
         own_companions: Whether tokenizer, chat template and generation config are taken from the first sub-model, as
             `ordermerge merge` does, and not from the base model, as mergekit does.
+        options: mergekit's options.
+        by_name: Whether it is to be merged by tensor name; None if either way will do.
     """
     config = MergeConfiguration.model_validate(dict(recipe))
+    models = dict(open_all(set(config.referenced_models())))
+    warnings = [*recipe_fit(config, options).warnings, *(w for model in models.values() for w in file_warnings(model))]
+    warnings += adapter_warnings(models)
     if config.merge_method == "passthrough":
-        return []  # stacks layers of models that need not be related
-    warnings = companion_warnings(config, own_companions=own_companions and bool(config.models))
+        return list(dict.fromkeys(warnings))  # stacks layers of models that need not be related
+    warnings += companion_warnings(config, own_companions=own_companions and bool(config.models))
     if config.models and (sampled := sample(config)):
         copies = _copy_warnings(sampled, _has_task_vectors(config))
         warnings = [*copies, *_base_warnings(config, sampled), *_dtype_warnings(config, sampled), *warnings]
-    return warnings
+    return list(dict.fromkeys(warnings))
 
 
 def sample(config: MergeConfiguration) -> Sampled | None:
@@ -80,7 +93,7 @@ def sample(config: MergeConfiguration) -> Sampled | None:
     """
     listed = {entry.model for entry in config.models or ()}
     models = dict(open_all(listed | ({config.base_model} if config.base_model else set())))
-    known: dict[ModelReference, Checkpoint] = {ref: m for ref, m in models.items() if m.tensors and not m.problems}
+    known: dict[ModelReference, Checkpoint] = {ref: m for ref, m in models.items() if _is_readable(m)}
     base = known.get(config.base_model) if config.base_model else None
     subs = [known[e.model] for e in config.models or () if e.model in known and e.model != config.base_model]
     everyone = [*subs, *([base] if base else [])]
@@ -90,6 +103,11 @@ def sample(config: MergeConfiguration) -> Sampled | None:
     probes = _probes(names, everyone[0])
     values = {m.path: [read_values((m.tensors or {})[name], PROBE_VALUES) for name in probes] for m in everyone}
     return Sampled(subs, base, names, values) if probes else None
+
+
+def _is_readable(model: Checkpoint) -> bool:
+    tensors = (model.tensors or {}).values()
+    return not model.problems and model.adapter is None and any(stored.offset is not None for stored in tensors)
 
 
 def look_the_same(sampled: Sampled, one: Checkpoint, other: Checkpoint) -> bool:
@@ -102,7 +120,8 @@ def look_the_same(sampled: Sampled, one: Checkpoint, other: Checkpoint) -> bool:
     """
     pairs = zip(sampled.values[one.path], sampled.values[other.path], strict=True)
     return all(_equal(a, b) for a, b in pairs) and all(
-        _equal(*(read_values((model.tensors or {})[name], GLANCE_VALUES) for model in (one, other)))
+        # A fine-tuning that froze nearly everything is no copy.
+        _equal(*(read_values((model.tensors or {})[name], GLANCE) for model in (one, other)))
         for name in sampled.names
     )
 
@@ -207,7 +226,8 @@ def _bfloat16_share(probes: Sequence[torch.Tensor]) -> float:
 
 
 def _alike(tensors: Sequence[Stored | None]) -> bool:
-    shapes = {tensor.shape if tensor and tensor.dtype in FLOATS else None for tensor in tensors}
+    plain = [tensor for tensor in tensors if tensor and tensor.dtype in FLOATS and tensor.offset is not None]
+    shapes = {tensor.shape for tensor in plain} | ({None} if len(plain) < len(tensors) else set())
     return len(shapes) == 1 and None not in shapes and 0 not in (shapes.pop() or ())
 
 

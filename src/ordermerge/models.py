@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, shortened
 from ordermerge.files import fingerprint_file
 
 Model = str | tuple[str, ...]  # a folder or hub id; several are an ensemble
@@ -17,6 +17,8 @@ ADAPTER_ARGS = {**dict.fromkeys(HF_BACKENDS, "peft"), "vllm": "lora_local_path"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # with a revision, as mergekit writes it
 NOT_LOADED = (".md", ".log", ".yml")
+# Of a repository, what other programs load.
+_NOT_LOADED = ["*.gguf", "*.onnx*", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "consolidated*", "*.mlmodel"]
 MERGE_MARKER = "ordermerge.json"  # holds the time that a merge took: the same merge, made again, is the same model
 
 
@@ -64,6 +66,59 @@ def local_folder(model: str) -> Path | None:
     """
     path = Path(os.path.abspath(os.path.expanduser(model)))
     return path if path.is_dir() else None
+
+
+def model_folder(model: str, cache_dir: str | None = None) -> Path | None:
+    """Return the absolute folder of a model: a local one, or the snapshot of a hub id in the local cache.
+
+    Args:
+        model: Folder or hub id, "org/model@revision" included.
+        cache_dir: The Hugging Face cache, if it is not the usual one.
+
+    Returns:
+        None where there is neither; the hub is not asked.
+    """
+    if (folder := local_folder(model)) or not HUB_ID.fullmatch(model) or model.startswith("."):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    name, revision = hub_revision(model)
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def download(model: str, cache_dir: str | None = None) -> Path:
+    """Return the folder of a model on the hub, all that transformers may load of it downloaded.
+
+    Args:
+        model: Hub id, "org/model@revision" included.
+        cache_dir: The Hugging Face cache, if it is not the usual one.
+
+    Raises:
+        UserError: If it cannot be had.
+    """
+    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    name, revision = hub_revision(model)
+    try:
+        files = list_repo_files(name, revision=revision)
+        pickles = ["*.bin"] if any(file.endswith(".safetensors") for file in files) else []
+        found = snapshot_download(
+            name, revision=revision, cache_dir=cache_dir, ignore_patterns=[*_NOT_LOADED, *pickles]
+        )
+    except OfflineModeIsEnabled:
+        raise UserError(
+            f"model {model}: no such folder (looked in {Path.cwd()}), nor whole in the Hugging Face cache, and this "
+            f"machine is to stay offline (HF_HUB_OFFLINE); download it where there is a network: `hf download {name}`"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = shortened(" ".join(str(error).split()), 300)
+        raise UserError(f"model {model}: no such folder (looked in {Path.cwd()}), and the hub says: {reason}") from None
+    return Path(found)
 
 
 def hub_revision(model: str) -> tuple[str, str | None]:

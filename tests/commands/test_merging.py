@@ -15,11 +15,12 @@ import transformers
 import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
+from mergekit.config import MergeConfiguration
 from mergekit.scripts.run_yaml import main as mergekit_yaml
 from safetensors.torch import load_file
 
 from ordermerge.cli import main
-from ordermerge.commands.merging import with_absolute_paths
+from ordermerge.merge_methods.recipe_check.references import map_models, with_absolute_paths
 
 pytestmark = pytest.mark.integration
 Family = Callable[..., list[Path]]
@@ -148,21 +149,23 @@ def test_only_names_of_models_become_absolute_paths(tmp_path: Path, monkeypatch:
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     recipe = {
+        "merge_method": "linear",
         "base_model": "base",
-        "models": [{"model": "sub0+adapter"}, {"model": "org/hub"}, {"model": {"model": {"path": "org/hub"}}}],
+        "models": [{"model": "sub0+adapter"}, {"model": "org/hub"}, {"model": {"model": {"path": "sub0/"}}}],
         "tokenizer": {"source": "base", "tokens": {"<x>": {"source": "sub0"}, "<y>": {"source": {"kind": "zero"}}}},
-        "tokenizer_source": "union",
     }
-    absolute = with_absolute_paths(recipe)
-    assert absolute["base_model"] == str(tmp_path / "base")
-    assert absolute["models"] == [{"model": f"{tmp_path}/sub0+{tmp_path}/adapter"}, *recipe["models"][1:]]
-    assert absolute["tokenizer"]["source"] == "base"  # mergekit's word, not the folder
-    assert absolute["tokenizer"]["tokens"] == {
-        "<x>": {"source": f"{tmp_path}/sub0"},
-        "<y>": {"source": {"kind": "zero"}},
-    }
-    assert absolute["tokenizer_source"] == "union"
-    assert with_absolute_paths({"base_model": None}) == {"base_model": None}
+    absolute = map_models(MergeConfiguration.model_validate(recipe), with_absolute_paths)
+    assert str(absolute.base_model) == str(tmp_path / "base")
+    assert [str(entry.model) for entry in absolute.models or ()] == [
+        f"{tmp_path}/sub0+{tmp_path}/adapter",
+        "org/hub",
+        f"{tmp_path}/sub0",
+    ]
+    assert absolute.tokenizer is not None
+    assert absolute.tokenizer.source == "base"  # mergekit's word, not the folder
+    tokens = absolute.tokenizer.tokens or {}
+    assert str(tokens["<x>"].source) == f"{tmp_path}/sub0"
+    assert tokens["<y>"].source == MergeConfiguration.model_validate(recipe).tokenizer.tokens["<y>"].source  # type: ignore
 
 
 def test_adapters_are_merged_dense_first(make_family: Family, tmp_path: Path) -> None:

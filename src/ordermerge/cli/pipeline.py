@@ -91,23 +91,28 @@ def orders(experiment: Path, processes: int, json_file: Path | None) -> None:
     add_help_option=False,
     options_metavar="",
 )
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE OUT [mergekit-yaml's options]")
+@click.argument(
+    "arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE OUT [--by-name] [mergekit-yaml's options]"
+)
 @user_errors
 def merge(arguments: tuple[str, ...]) -> None:
     """Merge models with mergekit, with the recipe checked first. Takes mergekit-yaml's options."""
-    from mergekit.options import MergeOptions
+    from mergekit.options import MergeOptions, PrettyPrintHelp
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     from ordermerge.commands.merging import merge as merge_recipe
 
+    by_name = click.Option(["--by-name"], is_flag=True, help="Merge by tensor name, without tables of architectures")
+    command = PrettyPrintHelp("merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, by_name])
     try:
-        context = mergekit_yaml.make_context("ordermerge merge", list(arguments))
+        context = command.make_context("ordermerge merge", list(arguments))
     except ValueError as error:  # mergekit's parser of sizes
         raise click.UsageError(f"--out-shard-size must be a number such as 5B, 200M or 10k; got {error}") from error
     recipe, out = Path(context.params.pop("config_file")), Path(context.params.pop("out_path"))
+    named = context.params.pop("by_name")
     options = MergeOptions(**context.params)
     options.apply_global_options()
-    merge_recipe(recipe, out, options)
+    merge_recipe(recipe, out, options, by_name=named)
     click.echo(f"merged {recipe} into {out}", err=True)
 
 

@@ -1,5 +1,6 @@
 """Merges one recipe to one model by mergekit, and makes the result whole or absent."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -8,78 +9,90 @@ from pathlib import Path
 from typing import Any
 
 import click
-from mergekit.common import ModelReference
+import mergekit.merge
+import torch
+from mergekit.architecture import ModelArchitecture
+from mergekit.card import generate_card
+from mergekit.common import ModelPath, ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.io.lazy_tensor_loader import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
-from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
-from ordermerge.commands.model_card import complete_card
+from ordermerge.commands.model_card import CARD, complete_card
+from ordermerge.companions import CONFIG, TOKENIZER, copy_companions
 from ordermerge.errors import UserError
-from ordermerge.files import checkpoint_bytes, file_records, fingerprint, new_directory, require_space
+from ordermerge.files import checkpoint_bytes, file_records, fingerprint, new_directory, require_space, write_json
+from ordermerge.merge_methods.recipe_check.by_name import named_groups, table_by_name
 from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, reopened
+from ordermerge.merge_methods.recipe_check.layout import fit
+from ordermerge.merge_methods.recipe_check.references import folder_of, map_models, with_absolute_paths
+from ordermerge.merge_methods.recipe_check.staging import Staged, stage
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
-from ordermerge.models import MERGE_MARKER
+from ordermerge.models import MERGE_MARKER, download
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
 from ordermerge.stages import Step, mark_done
 
-# What makes a checkpoint's text come out right, taken from the first sub-model: mergekit takes it from the base.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-_GENERATION_CONFIG = "generation_config.json"
+RECIPE = "mergekit_config.yml"
+_CHAT_TEMPLATE = "chat_template.jinja"
+_VOCABULARY_KEYS = ("vocab_size", "text_config.vocab_size")
 
 
-def merge(recipe_path: Path, out: Path, options: MergeOptions, *, step: Step | None = None) -> None:
+def merge(
+    recipe_path: Path, out: Path, options: MergeOptions, *, step: Step | None = None, by_name: bool | None = False
+) -> bool:
     """Check a recipe, merge it with mergekit, and put the finished model in place.
 
-    Config, tokenizer, chat template and generation config come from the first listed sub-model, unless the recipe
-    itself says what the tokenizer or the layers are to be.
+    Everything that is not weights comes from the first listed sub-model, but for what the recipe itself says of the
+    tokenizer, the chat template or the layers.
 
     Args:
         recipe_path: The mergekit recipe.
         out: Folder to make; an earlier merge there is replaced when the new one is whole.
         options: mergekit's options.
         step: The step of a plan that this is, for the model's marker; of the recipe alone, if not given.
+        by_name: Whether to merge by tensor name, without mergekit's tables of architectures; None does so where they
+            are incomplete.
+
+    Returns:
+        Whether it was merged by tensor name.
 
     Raises:
         UserError: If the recipe has problems, mergekit refuses it, or `out` holds something that is no merge.
     """
     source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
     recipe = read_yaml(recipe_path)
-    if problems := check_recipe(recipe, options=options):
+    if problems := check_recipe(recipe, options=options, by_name=by_name):
         raise UserError(problems, where=recipe_path)
-    for warning in recipe_warnings(recipe, own_companions=True):
+    for warning in recipe_warnings(recipe, own_companions=True, options=options, by_name=by_name):
         click.echo(f"warning: {warning}", err=True)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "mergekit_config.yml").exists():
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not _is_merge(out):
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
     started, made_from = time.time(), step.made_from() if step else {}
-    config = MergeConfiguration.model_validate(with_absolute_paths(recipe))
-    require_space(out, _bytes_needed(config, options.lora_merge_cache), f"the merge of {recipe_path}")
+    config = MergeConfiguration.model_validate(recipe)
+    named = map_models(config, with_absolute_paths)  # for the card: mergekit looks a bare relative name up online
+    _fetch(config, options)
     with new_directory(out) as partial:
-        LoaderCache.loaders.clear()  # kept by name: a model that was rewritten would be read as it was
-        cache = options.lora_merge_cache or str(partial.parent / "lora")
-        try:
-            run_merge(config, str(partial), options.model_copy(update={"lora_merge_cache": cache}), source)
-        except Exception as error:  # mergekit and the file formats below it raise many kinds
-            raise UserError(f"{recipe_path}: mergekit could not merge it: {error}{_remedy(str(error))}") from error
-        config = MergeConfiguration.model_validate(with_absolute_paths(recipe))  # run_merge rewrites its own
-        if not (config.slices or config.modules or config.tokenizer or config.tokenizer_source or config.chat_template):
-            _copy_companions(partial, config, copy_tokenizer=options.copy_tokenizer)
-        complete_card(partial, config)
+        staged = stage(config, partial.parent / "models", cache_dir=options.transformers_cache)
+        require_space(out, _bytes_needed(staged, options.lora_merge_cache), f"the merge of {recipe_path}")
+        staged = _with_dense_adapters(staged, options, options.lora_merge_cache or str(partial.parent / "lora"))
+        found = fit(staged, options)
+        if problems := found.against(by_name):  # adapters have tensors of their own names only now
+            raise UserError(problems, where=recipe_path)
+        by_name = bool(by_name or (by_name is None and found.table))
+        architecture = _merge_weights(recipe_path, partial, staged, options, by_name=by_name)
+        _give_companions(partial, staged, architecture, options)
+        if options.write_model_card:
+            (partial / CARD).write_text(generate_card(config=named, config_yaml=source, name=out.name), "utf-8")
+            (partial / RECIPE).write_text(source, "utf-8")
+        complete_card(partial, named, by_name=by_name)
         seconds = round(time.time() - started, 1)
-        noted = {"recipe": recipe, "seconds": seconds, **record(recipe_path.resolve().parent)}
+        noted = {"recipe": recipe, "by_name": by_name, "seconds": seconds, **record(recipe_path.resolve().parent)}
         step_inputs = step.inputs if step else {"recipe": fingerprint(recipe)}
         mark_done(partial / MERGE_MARKER, step_inputs, noted, files=file_records(partial), made_from=made_from)
+    return by_name
 
 
 @contextmanager
@@ -102,65 +115,165 @@ def adapter_cache(directory: Path) -> Iterator[Path]:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _bytes_needed(config: MergeConfiguration, cache: str | None) -> int:
+def _is_merge(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (RECIPE, MERGE_MARKER))
+
+
+def _fetch(config: MergeConfiguration, options: MergeOptions) -> None:
+    """Download the models that are neither here nor in the Hugging Face cache."""
+    for model in config.referenced_models():
+        for part in (model.model, model.lora):
+            if part is not None and folder_of(part, options.transformers_cache) is None:
+                download(str(part), options.transformers_cache)
+
+
+def _bytes_needed(staged: Staged, cache: str | None) -> int:
     """Estimate the disk a merge takes: as much as its largest input, and a dense copy of each model with an adapter."""
-    models = config.referenced_models()
-    dtype = config.out_dtype or config.dtype
-    result = max((checkpoint_bytes(Path(model.model.path), dtype) for model in models), default=0)
-    copies = sum(checkpoint_bytes(Path(model.model.path)) for model in models if model.lora)
+    dtype = staged.config.out_dtype or staged.config.dtype
+    result = max((checkpoint_bytes(Path(ref.model.path), dtype) for ref in staged.models), default=0)
+    copies = sum(checkpoint_bytes(Path(ref.model.path)) for ref, model in staged.models.items() if model.adapter)
     held = sum(map(checkpoint_bytes, Path(cache).iterdir())) if cache and Path(cache).is_dir() else 0
     return result + max(0, copies - held)
 
 
-def _remedy(message: str) -> str:
-    if "required but not present" not in message:
-        return ""
-    return ". If transformers loads that model, saving it once with `save_pretrained` gives its tensors the usual names"
+def _with_dense_adapters(staged: Staged, options: MergeOptions, cache: str) -> Staged:
+    """Return a recipe in which each model with an adapter is the dense model that they make."""
+    dense: dict[ModelReference, ModelReference] = {}
+    models: dict[ModelReference, Checkpoint] = {}
+    for ref, model in staged.models.items():
+        if model.adapter is None:
+            models[ref] = model
+            continue
+        base = ref.model.path if model.adapter == model.folder else str(model.folder)
+        pair = ModelReference(model=ModelPath(path=base), lora=ModelPath(path=str(model.adapter)))
+        try:
+            dense[ref] = pair.merged(cache, options.trust_remote_code, options.lora_merge_dtype)
+        except Exception as error:  # PEFT and transformers raise many kinds
+            reason = " ".join(str(error).split())
+            raise UserError(f"adapter {model.adapter} cannot be merged into {model.folder}: {reason}") from error
+        models[dense[ref]] = reopened(model, Path(dense[ref].model.path))
+    return Staged(map_models(staged.config, lambda ref: dense.get(ref, ref)), models)
 
 
-def with_absolute_paths(node: Any) -> Any:
-    """Return a recipe with every existing local model named by its absolute path.
-
-    mergekit takes a bare relative name for a hub id when it writes the model card, and looks it up online.
-
-    Args:
-        node: A recipe, or a part of one.
-    """
-    if isinstance(node, list):
-        return [with_absolute_paths(item) for item in node]
-    if not isinstance(node, Mapping):
-        return node
-    return {
-        key: _absolute(item) if _names_model(key, item) else with_absolute_paths(item) for key, item in node.items()
-    }
-
-
-def _names_model(key: str, item: Any) -> bool:
-    words = {"tokenizer_source": ("union", "base"), "source": ("union", "base"), "model": (), "base_model": ()}
-    return isinstance(item, str) and key in words and item not in words[key]
-
-
-def _absolute(reference: str) -> str:
-    parsed = ModelReference.parse(reference)
-    parts = [part for part in (parsed.model, parsed.lora) if part]
-    texts = [str(Path(p.path).resolve()) if Path(p.path).exists() and not p.revision else str(p) for p in parts]
-    return "+".join(texts)
+def _merge_weights(
+    recipe_path: Path, partial: Path, staged: Staged, options: MergeOptions, *, by_name: bool
+) -> ModelArchitecture:
+    """Let mergekit write the weights, the config and what the recipe says of the tokenizer; return the table used."""
+    config = staged.config
+    copy_tokenizer = bool(config.chat_template) and options.copy_tokenizer  # for the template; the rest is copied here
+    settings = options.model_copy(update={"copy_tokenizer": copy_tokenizer, "write_model_card": False})
+    table = table_by_name(named_groups(staged, options)[0]) if by_name else None
+    LoaderCache.loaders.clear()  # kept by name: a model that was rewritten would be read as it was
+    for ref, model in staged.models.items():
+        LoaderCache.loaders[ref] = _CheckedLoader(ref, model, lazy_unpickle=options.lazy_unpickle)
+    try:
+        with _tables(table) as used:
+            mergekit.merge.run_merge(config.model_copy(deep=True), str(partial), settings, "")
+    except UserError:
+        raise
+    except Exception as error:  # mergekit and the file formats below it raise many kinds
+        raise UserError(f"{recipe_path}: mergekit could not merge it: {staged.in_words(str(error))}") from error
+    finally:
+        LoaderCache.loaders.clear()
+    return used[0]
 
 
-def _copy_companions(merged: Path, config: MergeConfiguration, *, copy_tokenizer: bool) -> None:
-    """Give a merged model the config, tokenizer, chat template and generation config of the first sub-model."""
-    assert config.models is not None
-    first = next((entry.model for entry in config.models if entry.model != config.base_model), config.models[0].model)
-    made = first.config()
-    made.dtype = config.out_dtype or config.dtype or made.dtype
-    made.save_pretrained(merged)
-    donor = whole = Path(first.model.path)
-    if first.lora and (Path(first.lora.path) / "tokenizer_config.json").exists():
-        donor = Path(first.lora.path)
-    if copy_tokenizer and donor.is_dir():
-        for name in (*_TOKENIZER_FILES, _GENERATION_CONFIG):
-            # Adapters often come with a tokenizer and without a generation config.
-            lacks = name == _GENERATION_CONFIG and not (donor / name).exists()
-            (merged / name).unlink(missing_ok=True)
-            if (file := (whole if lacks else donor) / name).exists():
-                shutil.copy(file, merged / name)
+@contextmanager
+def _tables(table: ModelArchitecture | None) -> Iterator[list[ModelArchitecture]]:
+    """Give mergekit a table of tensors in place of its own, if there is one, and yield a list of those it took."""
+    used: list[ModelArchitecture] = []
+    original = mergekit.merge.get_architecture_info
+
+    def take(config: MergeConfiguration, options: MergeOptions) -> ModelArchitecture:
+        used.append(table or original(config, options))
+        return used[-1]
+
+    mergekit.merge.get_architecture_info = take
+    try:
+        yield used
+    finally:
+        mergekit.merge.get_architecture_info = original
+
+
+class _CheckedLoader(LazyTensorLoader):
+    """mergekit's loader, which refuses tensors that hold NaN or infinite values as it reads them."""
+
+    def __init__(self, reference: ModelReference, model: Checkpoint, *, lazy_unpickle: bool):
+        super().__init__(ShardedTensorIndex.from_disk(reference.model.path), lazy_unpickle)
+        self._path = model.path
+
+    def get_tensor(self, key: str, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        tensor = super().get_tensor(key, *args, **kwargs)
+        if tensor is not None and tensor.is_floating_point() and tensor.numel() and not _is_finite(tensor):
+            kind = "NaN" if tensor.isnan().any() else "infinite"
+            raise UserError(
+                f"model {self._path}: `{key}` holds {kind} values (a training that diverged?); leave it out"
+            )
+        return tensor
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    low, high = tensor.aminmax()  # NaN wherever there is one
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _give_companions(merged: Path, staged: Staged, architecture: ModelArchitecture, options: MergeOptions) -> None:
+    """Give a merged model everything of the first sub-model that is not weights, but for what the recipe says."""
+    config = staged.config
+    first = next(iter(staged.sub_models.values()))
+    own_tokenizer = bool(config.tokenizer or config.tokenizer_source)
+    written = json.loads((merged / CONFIG).read_text("utf-8"))
+    write_json(merged / CONFIG, _merged_config(first, written, config, architecture))
+
+    def wanted(name: str) -> bool:
+        if not TOKENIZER.search(name):
+            return True
+        template = bool(config.chat_template) and "chat_template" in name
+        return options.copy_tokenizer and not own_tokenizer and not template
+
+    if not own_tokenizer:
+        for file in merged.iterdir():  # mergekit's, of the base model
+            if TOKENIZER.search(file.name) and not (config.chat_template and file.name == _CHAT_TEMPLATE):
+                file.unlink()
+    tokenizer = first.adapter if first.adapter and (first.adapter / "tokenizer_config.json").exists() else None
+    copy_companions(first.folder, merged, lambda name: wanted(name) and not (tokenizer and TOKENIZER.search(name)))
+    if first.adapter:
+        copy_companions(first.adapter, merged, wanted)
+
+
+def _merged_config(
+    first: Checkpoint, written: Mapping[str, Any], config: MergeConfiguration, architecture: ModelArchitecture
+) -> dict[str, Any]:
+    """Return the first sub-model's configuration, with the dtype, vocabulary and layers that the merge has made."""
+    made: dict[str, Any] = json.loads(json.dumps(first.config))
+    made.pop("quantization_config", None)
+    keys: list[str] = []
+    if config.tokenizer or config.tokenizer_source:
+        keys += [key for key in (architecture.vocab_size_config_key, *_VOCABULARY_KEYS) if key]
+    if config.slices or config.modules:
+        keys += [key for m in architecture.modules.values() if (key := m.architecture.num_layers_config_key())]
+    for key in keys:
+        _set(made, written, key.split("."))
+    if dtype := (config.out_dtype or config.dtype or "").removeprefix("torch."):
+        _set_dtype(made, dtype)
+        made["dtype"] = dtype
+    return made
+
+
+def _set(made: dict[str, Any], written: Mapping[str, Any], path: list[str]) -> None:
+    key, *rest = path
+    if key not in written or (rest and not isinstance(made.get(key), dict)):
+        return
+    if rest:
+        _set(made[key], written[key], rest)
+    else:
+        made[key] = written[key]
+
+
+def _set_dtype(node: dict[str, Any], dtype: str) -> None:
+    node.pop("torch_dtype", None)
+    if "dtype" in node:
+        node["dtype"] = dtype
+    for item in node.values():
+        if isinstance(item, dict):
+            _set_dtype(item, dtype)

@@ -16,21 +16,30 @@ from ordermerge.run_directory import evaluation_folder, merge_folder, open_run
 
 CARD = "README.md"
 _RESULTS = "<!-- results: rewritten by `ordermerge card` -->"
+_BY_NAME = (
+    "### By tensor name\n\nMerged by `ordermerge merge --by-name`: each tensor with those of the same name in "
+    "the other models. `mergekit-yaml` would merge only what its table of the architecture names."
+)
 _LOADERS = ("json", "csv", "parquet", "text")  # `dataset_path`s that name a file format, not a dataset
 
 
-def complete_card(merged: Path, config: MergeConfiguration) -> None:
-    """Add to mergekit's model card how the values were drawn, if one of our methods drew them.
+def complete_card(merged: Path, config: MergeConfiguration, *, by_name: bool = False) -> None:
+    """Add to mergekit's model card how the values were drawn, if one of our methods drew them, and what stock lacks.
 
     A local model is named by the end of its path: where it lies on somebody's disk is nobody's business.
 
     Args:
         merged: The merged model.
         config: What it was merged by.
+        by_name: Whether it was merged by tensor name.
     """
     file = merged / CARD
     if file.exists():
         file.write_text(_without_places(file.read_text(encoding="utf-8"), config), encoding="utf-8")
+    if by_name and file.exists():
+        card = ModelCard.load(file)
+        card.text = f"{card.text.rstrip()}\n\n{_BY_NAME}\n"
+        card.save(file)
     method = next(method for method in registered_methods() if method.spec.name == config.merge_method)
     if method.spec.name not in NAMES or not file.exists():
         return

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergekit.config import MergeConfiguration
+from mergekit.options import MergeOptions
+
 from ordermerge.commands.recipes import complete_recipe, merge_options
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
@@ -13,7 +16,7 @@ from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.scoring.checks import check_evaluation
 from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
-from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.merge_methods.recipe_check.check import check_recipe, recipe_fit
 from ordermerge.models import MERGE_MARKER, identity, model_problem
 from ordermerge.run_directory import (
     BASE,
@@ -60,7 +63,11 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
-        problems += [f"merges.{name}: {problem}" for problem in check_recipe(recipe, models_exist=False)]
+        options = MergeOptions(**merge_options(experiment, recipe))
+        found = check_recipe(
+            recipe, models_exist=False, options=options, by_name=None, stand_in=there.get(BASE)
+        )
+        problems += [f"merges.{name}: {problem}" for problem in found]
     if experiment.evaluation:
         problems += [f"evaluation: {problem}" for problem in check_evaluation(experiment.evaluation, there)]
     return problems
@@ -77,6 +84,17 @@ class MergeStep(Step):
 
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def by_name_reason(step: MergeStep, stand_in: str) -> str | None:
+    """Return why a merge is to be made by tensor name; None if mergekit's tables will do.
+
+    Args:
+        step: The merge.
+        stand_in: A model that represents the sub-models that are not there yet: the base model.
+    """
+    config = MergeConfiguration.model_validate(step.recipe)
+    return next(iter(recipe_fit(config, MergeOptions(**step.options), stand_in=stand_in).table), None)
 
 
 @dataclass(frozen=True)

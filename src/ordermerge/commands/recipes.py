@@ -74,28 +74,35 @@ def merge_options(experiment: Experiment, recipe: dict[str, Any]) -> dict[str, A
         recipe: One of its recipes.
 
     Returns:
-        Among `random_seed`, and `lora_merge_dtype`: adapters are added to the base model in the dtype they were
-        trained on, whatever its files are stored in.
+        Among `random_seed`; `lora_merge_dtype`: adapters are added to the base model in the dtype they were trained
+        on, whatever its files are stored in; and `trust_remote_code`, as the training was allowed it.
     """
     options: dict[str, Any] = {}
     if str(recipe["merge_method"]).startswith(_GLOBAL_DRAW):
         options["random_seed"] = RANDOM_SEED
     if experiment.saves_adapters:
         options["lora_merge_dtype"] = experiment.model.dtype
+    if experiment.sft.get("trust_remote_code"):
+        options["trust_remote_code"] = True
     return options
 
 
-def write_recipe(recipe: dict[str, Any], path: Path, out: Path, options: dict[str, Any]) -> None:
-    """Write a recipe with a header that gives the exact stock command.
+def write_recipe(
+    recipe: dict[str, Any], path: Path, out: Path, options: dict[str, Any], *, by_name: bool = False
+) -> None:
+    """Write a recipe with a header that gives the exact command: the stock one, where that merges the whole model.
 
     Args:
         recipe: The recipe.
         path: File to write.
         out: Where the command is to write the model.
         options: mergekit's options (see `merge_options`).
+        by_name: Whether it is merged by tensor name.
     """
-    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
-    command = shlex.join(["mergekit-yaml", str(path), str(out), *(part for pair in pairs for part in pair)])
+    flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    parts = (part for flag, value in flags.items() for part in ([flag] if value is True else [flag, str(value)]))
+    program = ["ordermerge", "merge", "--by-name"] if by_name else ["mergekit-yaml"]
+    command = shlex.join([*program, str(path), str(out), *parts])
     if "lora_merge_dtype" in options:  # a fresh cache, as mergekit trusts an old one
         command += ' --lora-merge-cache "$(mktemp -d)"'
     # The order of the keys is the order to be read in: what, inputs, parameters.

@@ -211,7 +211,8 @@ def test_embedding_stored_only_as_head_is_explained(make_family: Family, tmp_pat
     recipe = {"merge_method": "linear", "models": [{"model": str(base)}, {"model": str(first)}]}
     assert check_recipe({**recipe, "parameters": {"weight": 1}}) == [
         f"model {base} stores its tied embedding only as `lm_head.weight`, where mergekit requires "
-        f"`model.embed_tokens.weight`; load it with transformers and save it once with `save_pretrained`"
+        f"`model.embed_tokens.weight`; load it with transformers and save it once with `save_pretrained`; "
+        f"they can be merged by tensor name instead: `ordermerge merge --by-name`"
     ]
 
 

@@ -1,0 +1,63 @@
+"""The models that a recipe names, in every way that mergekit lets one write them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergekit.common import ModelPath, ModelReference
+from pydantic import BaseModel
+
+from ordermerge.models import local_folder, model_folder
+
+T = TypeVar("T")
+
+
+def map_models(node: T, change: Callable[[ModelReference], ModelReference]) -> T:
+    """Return a copy of a recipe, or of a part of one, with every model in it changed.
+
+    Args:
+        node: The recipe, as mergekit's schema reads it.
+        change: Returns what takes a model's place.
+    """
+    made: Any = node
+    if isinstance(node, ModelReference):
+        made = change(node)
+    elif isinstance(node, BaseModel):
+        made = node.model_copy(
+            update={name: map_models(getattr(node, name), change) for name in type(node).model_fields}
+        )
+    elif isinstance(node, dict):
+        made = {key: map_models(item, change) for key, item in node.items()}
+    elif isinstance(node, (list, tuple)):
+        made = type(node)(map_models(item, change) for item in node)
+    return made  # type: ignore[no-any-return]
+
+
+def with_absolute_paths(reference: ModelReference) -> ModelReference:
+    """Return a model with the folders that it names as absolute paths.
+
+    mergekit takes a bare relative name for a hub id when it writes the model card, and looks it up online.
+
+    Args:
+        reference: The model, relative to the working directory.
+    """
+
+    def absolute(part: ModelPath) -> ModelPath:
+        path = Path(part.path).expanduser()
+        return ModelPath(path=os.path.abspath(path)) if path.exists() and not part.revision else part
+
+    lora = absolute(reference.lora) if reference.lora else None
+    return reference.model_copy(update={"model": absolute(reference.model), "lora": lora})
+
+
+def folder_of(part: ModelPath, cache_dir: str | None = None) -> Path | None:
+    """Return where a model or an adapter is: its folder, or its snapshot in the Hugging Face cache; None if not here.
+
+    Args:
+        part: The model or adapter.
+        cache_dir: The Hugging Face cache, if it is not the usual one.
+    """
+    if part.revision is None and (folder := Path(part.path).expanduser()).is_dir():
+        return Path(os.path.abspath(folder))
+    return model_folder(str(part), cache_dir) or local_folder(part.path)
