@@ -8,7 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit.common import ModelPath, ModelReference
@@ -16,6 +16,7 @@ from mergekit.config import MergeConfiguration
 
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, open_checkpoint
 from ordermerge.merge_methods.recipe_check.references import map_models, with_absolute_paths
+from ordermerge.models import local_folder
 from ordermerge.weights import WEIGHT_FILES, weight_like
 
 
@@ -89,18 +90,13 @@ def stage(
     """
     models: dict[ModelReference, Checkpoint] = {}
     taken: dict[ModelReference, ModelReference] = {}
+    base = _open_base(stand_in, cache_dir) if stand_in else None
 
     def place(reference: ModelReference) -> ModelReference:
         key = with_absolute_paths(reference)
         if key in taken:
             return taken[key]
-        found = open_checkpoint(reference, cache_dir)
-        if (
-            found is None
-            and stand_in is not None
-            and (base := open_checkpoint(ModelReference.parse(stand_in), cache_dir))
-        ):
-            found = replace(base, path=str(reference))
+        found = open_checkpoint(reference, cache_dir) or base
         if found is None:
             return key
         folder = directory / f"{len(taken)}_{_plain(found.folder.name)}"
@@ -112,6 +108,11 @@ def stage(
 
     config = map_models(config, place)
     return Staged(config, models)
+
+
+def _open_base(model: str, cache_dir: str | None) -> Checkpoint | None:
+    local = local_folder(model)  # whose name may hold what mergekit splits a text at
+    return open_checkpoint(ModelReference(model=ModelPath(path=model) if local else model), cache_dir)
 
 
 def _link(checkpoint: Checkpoint, folder: Path) -> None:

@@ -64,9 +64,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
             problems += [problem for problem in error.problems if problem not in problems]
             continue
         options = MergeOptions(**merge_options(experiment, recipe))
-        found = check_recipe(
-            recipe, models_exist=False, options=options, by_name=None, stand_in=there.get(BASE)
-        )
+        found = check_recipe(recipe, models_exist=False, options=options, by_name=None, stand_in=there.get(BASE))
         problems += [f"merges.{name}: {problem}" for problem in found]
     if experiment.evaluation:
         problems += [f"evaluation: {problem}" for problem in check_evaluation(experiment.evaluation, there)]

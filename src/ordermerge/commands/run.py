@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
-from ordermerge.commands.plan import MergeStep, Plan, check_experiment, make_plan
+from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_experiment, make_plan
 from ordermerge.commands.recipes import write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.commands.run_comparison import compare_run
@@ -134,6 +134,10 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
         left = dict.fromkeys(step.name for step in todo if step.stage == stage)
         done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
         click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
+    for step in todo:
+        if isinstance(step, MergeStep) and (reason := by_name_reason(step, plan.experiment.model.reference)):
+            click.echo(f"  merges are made by tensor name: {reason}", err=True)
+            return  # the models are the same in all of them
 
 
 def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> None:
@@ -151,12 +155,14 @@ def _merge(plan: Plan, steps: Sequence[Step]) -> None:
     with adapter_cache(plan.run_directory) as cache:
         for step in cast(Sequence[MergeStep], steps):
             recipe_path = recipe_file(plan.run_directory, step.name)
-            write_recipe(step.recipe, recipe_path, step.output, step.options)
+            by_name = by_name_reason(step, plan.experiment.model.reference) is not None
+            write_recipe(step.recipe, recipe_path, step.output, step.options, by_name=by_name)
             if step.is_done():
                 continue
             click.echo(f"merging {step.name}", err=True)
             options = MergeOptions(quiet=True, lora_merge_cache=str(cache), **step.options)
-            merge(recipe_path, step.output, options, step=step)
+            if merge(recipe_path, step.output, options, step=step, by_name=None) != by_name:  # adapters, made dense
+                write_recipe(step.recipe, recipe_path, step.output, step.options, by_name=not by_name)
 
 
 def _score(plan: Plan, steps: Sequence[Step]) -> list[Row]:

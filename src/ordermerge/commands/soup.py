@@ -91,7 +91,7 @@ class SoupSearch:
         """
         recipe = self.out / "recipes" / f"{folder.name}.yml"
         write_recipe(self.recipe(ingredients), recipe, folder, {})
-        merge(recipe, folder, MergeOptions(quiet=True))
+        merge(recipe, folder, MergeOptions(quiet=True), by_name=None)
 
     def score(self, ingredients: tuple[str, ...]) -> tuple[float, bool]:
         """Return a soup's validation score, and whether higher is better.

@@ -97,7 +97,7 @@ def _measure_step(
             path, out = Path(folder) / f"{name}.yml", Path(folder) / name
             options = merge_options(experiment, recipe)
             write_recipe(recipe, path, out, options)
-            merge(path, out, MergeOptions(quiet=True, **options))
+            merge(path, out, MergeOptions(quiet=True, **options), by_name=None)
             found[name] = mean(name, out)
     return found
 

@@ -38,7 +38,8 @@ def temporary_merge(
     out.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=".merging-", dir=out))
     try:
-        merge(recipe, place / name, MergeOptions(**{"quiet": True, "random_seed": RANDOM_SEED, **options}))
+        settings = MergeOptions(**{"quiet": True, "random_seed": RANDOM_SEED, **options})
+        merge(recipe, place / name, settings, by_name=None)
         yield str(place / name)
     finally:
         shutil.rmtree(place, ignore_errors=True)
