@@ -10,7 +10,7 @@ import torch
 
 from ordermerge.errors import UserError
 from ordermerge.models import HUB_ID, hub_revision, local_folder, model_names
-from ordermerge.weights import FLOATS, Stored, Unreadable, count, stored_tensors
+from ordermerge.weights import FLOATS, Stored, Unreadable, count, is_pickled, stored_tensors
 
 _NAMED = 3  # of many tensors, so many are named
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -115,10 +115,9 @@ def _open(model: str) -> dict[str, Stored]:
         folder = _cached(model)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise Unreadable("is a LoRA adapter, not a whole model; merge it into its base model first (docs/lora.md)")
-    tensors = stored_tensors(folder)
-    if any(stored.offset is None for stored in tensors.values()):
+    if is_pickled(folder):
         raise Unreadable("stored as pytorch_model.bin; load it with transformers and save it with `save_pretrained`")
-    return tensors
+    return stored_tensors(folder)
 
 
 def _cached(model: str) -> Path:

@@ -85,6 +85,16 @@ def weight_like(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in _WEIGHTS)
 
 
+def is_pickled(folder: Path) -> bool:
+    """Tell whether the weights of a model that count are pickles.
+
+    Args:
+        folder: The model's folder.
+    """
+    file = _weight_file(folder)
+    return file is not None and ".bin" in file.name
+
+
 def _weight_file(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
 
