@@ -43,6 +43,26 @@ def find_scores(given: str) -> dict[str, SavedScores]:
     }
 
 
+def find_all(results: Sequence[str]) -> dict[str, dict[str, SavedScores]]:
+    """Return what `find_scores` finds in each of several folders of results.
+
+    Args:
+        results: The folders.
+
+    Raises:
+        UserError: As `find_scores`; and if a model is listed twice, however its folder is written.
+    """
+    found = {given: find_scores(given) for given in results}
+    names: dict[frozenset[Path], str] = {}
+    for given in results:
+        for name, saved in found[given].items():
+            if before := names.get(saved.place):
+                also = "" if before == name else f", as {before} too"
+                raise UserError(f"{name}: listed more than once{also}; list each folder once")
+            names[saved.place] = name
+    return found
+
+
 def read_models(found: dict[str, SavedScores], tasks: Sequence[str] = ()) -> list[ModelValues]:
     """Read the documents' values of models that are to be scored alike.
 

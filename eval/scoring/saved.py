@@ -48,6 +48,11 @@ class SavedScores:
     conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
     choices: set[str] = field(default_factory=set)
 
+    @property
+    def place(self) -> frozenset[Path]:
+        """The files of its results, which tell whether two are the same."""
+        return frozenset(path.resolve() for path in self.results.values())
+
     def add(self, content: Mapping[str, Any], file: Path, tasks: Iterable[str], samples: Mapping[str, Path]) -> None:
         """Add the scores of tasks that are not there yet.
 

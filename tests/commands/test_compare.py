@@ -75,6 +75,7 @@ def test_references(save: Callable[..., Path], tmp_path: Path) -> None:
     assert against() == [("b", 0.5, [a]), ("c", 0.1, [a])]
     assert against("--reference", folders["b"]) == [("a", -0.5, [b]), ("c", -0.4, [b])]
     assert against("--reference", "b") == against("--reference", folders["b"])
+    assert against("--reference", f"{tmp_path}/../{tmp_path.name}/b/") == against("--reference", "b")
     assert against("--reference", "best") == against("--reference", folders["b"])
     assert against("--reference", folders["d"]) == [("a", -0.2, [d]), ("b", 0.3, [d]), ("c", -0.1, [d])]
     assert against("--reference", "mean") == [(name, gap, list(map(str, listed))) for name, gap in
@@ -122,7 +123,8 @@ def test_of_several_dates_the_newest_counts_or_the_one_that_is_named(save: Calla
         (["empty", "b"], "empty: it holds no results of lm-eval; give the folder that"),
         (["bare", "b"], "bare: has scores but no samples of its documents; score it with `lm_eval --log_samples`"),
         (["b"], "a comparison takes at least 2 models; got b"),
-        (["b", "b/"], "b: listed more than once"),
+        (["b", "b"], "b: listed more than once"),
+        (["b", "./b/"], "./b: listed more than once, as b too; list each folder once"),
         (["b", "c", "--tasks", "T"], "task 'T' has no scores here (known: t)"),
         (["b", "c", "--reference", "besst"], "--reference besst: give `mean`, `best`, a model's name or a folder"),
         (["b", "run"], "run: the run has no scores yet: `ordermerge run` makes them"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from ordermerge.commands.html import html_page
 from ordermerge.errors import UserError, did_you_mean
 from ordermerge.eval.comparison.compare import against, compare_values
-from ordermerge.eval.comparison.folders import find_scores, read_models
+from ordermerge.eval.comparison.folders import find_all, find_scores, read_models
 from ordermerge.eval.comparison.record import FILE, ComparisonReport, write_comparison
 from ordermerge.eval.comparison.table import markdown_comparison
 from ordermerge.eval.scoring.saved import SavedScores
@@ -40,12 +40,7 @@ def compare_results(
     Raises:
         UserError: If results are missing, cannot be read, or were not made alike; and if nothing can be compared.
     """
-    found: dict[str, SavedScores] = {}
-    for given in results:
-        new = find_scores(given)
-        if twice := [name for name in new if name in found]:
-            raise UserError(f"{', '.join(twice)}: listed more than once; list each folder once")
-        found.update(new)
+    found = {name: saved for models in find_all(results).values() for name, saved in models.items()}
     names, reference = list(found), next(iter(found)) if reference is None else reference
     if reference not in ("mean", "best"):
         name, saved = _find_reference(reference, found)
@@ -114,4 +109,6 @@ def _find_reference(given: str, found: dict[str, SavedScores]) -> tuple[str, Sav
     others = find_scores(given)
     if len(others) > 1:
         raise UserError(f"--reference {given}: holds {len(others)} models; name one: {', '.join(others)}")
-    return next(iter(others.items()))
+    ((name, saved),) = others.items()
+    same = [known for known, one in found.items() if one.place == saved.place]  # written in another way
+    return (same or [name])[0], saved

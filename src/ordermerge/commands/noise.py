@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ordermerge.errors import UserError
 from ordermerge.eval.comparison.documents import ModelValues
-from ordermerge.eval.comparison.folders import find_scores, read_models
+from ordermerge.eval.comparison.folders import find_all, read_models
 from ordermerge.eval.comparison.noise import NoiseReport, order_noise
 from ordermerge.eval.scoring.saved import SavedScores
 from ordermerge.run_directory import BASE, ENSEMBLE, EXPERIMENT, open_run, order_name
@@ -30,10 +29,7 @@ def measure_noise(
     found: dict[str, SavedScores] = {}
     families: dict[str, list[str]] = {}
     merges: dict[str, list[str]] = {}
-    for given in results:
-        new = find_scores(given)
-        if twice := [name for name in new if name in found]:
-            raise UserError(f"{', '.join(twice)}: listed more than once; list each folder once")
+    for given, new in find_all(results).items():
         found.update(new)
         if not (Path(given).expanduser() / EXPERIMENT).is_file():
             families.setdefault(REPEATS, []).extend(new)
