@@ -21,6 +21,13 @@ results: quickstart
 	  rm -rf recipes/quickstart/results/$$run && mkdir -p recipes/quickstart/results/$$run && \
 	  cp -r runs/$$run/report.md runs/$$run/figures recipes/quickstart/results/$$run && rm recipes/quickstart/results/$$run/figures/*.svg || exit 1; done
 	cp runs/quickstart/eval/comparison.json recipes/quickstart/results/quickstart/
+	$(BIN)/ordermerge curve runs/quickstart
+	mkdir -p recipes/quickstart/results/statistics
+	cp runs/quickstart/curve/weighted_average/curve.json recipes/quickstart/results/statistics/
+	$(BIN)/ordermerge noise runs/quickstart --difference 0.01 --difference 0.02 --difference 0.05 \
+	  --json recipes/quickstart/results/statistics/noise.json
+	cd runs/quickstart/eval && $(BIN)/ordermerge compare parameter_selection dare_ties --reference weighted_average \
+	  --json ../../../recipes/quickstart/results/statistics/comparison.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

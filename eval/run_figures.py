@@ -73,7 +73,7 @@ def _paint_effects(
             markersize=4.5,
             color=COLOURS[place],
             capsize=2,
-            label=REFERENCES[reference],
+            label=label(chosen[0].reference_models[0]) if reference == "model" else REFERENCES[reference],
         )
     axes.axvline(0, color="#000000", linewidth=0.8)
     axes.set_yticks(range(len(models)), [label(model) for model in models])

@@ -1,6 +1,7 @@
 """What the documents say holds: numbers come from committed results, links and commands exist."""
 
 import importlib.util
+import io
 import json
 import re
 import shlex
@@ -9,8 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import TypeAdapter
 
 from ordermerge.cli import main
+from ordermerge.eval.comparison.curve import load_curves, print_curves
+from ordermerge.eval.comparison.noise import NoiseReport, print_noise
+from ordermerge.eval.comparison.record import load_comparison
+from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.merge_methods import METHODS
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 
@@ -70,6 +76,19 @@ def test_every_merge_method_is_documented() -> None:
         assert f"`{method.spec.name}`" in page
         for parameter in method.spec.parameters:
             assert f"`{parameter.name}`" in page
+
+
+def test_statistics_in_the_docs_are_those_of_the_committed_results() -> None:
+    folder = ROOT / "recipes" / "quickstart" / "results" / "statistics"
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    shown = io.StringIO()
+    print_comparison(load_comparison(folder / "comparison.json"), shown)
+    print_noise(TypeAdapter(NoiseReport).validate_json((folder / "noise.json").read_bytes()), shown)
+    print_curves(load_curves(folder / "curve.json"), shown)
+    numbers = [" ".join(line.split()) for line in shown.getvalue().splitlines() if re.search(r"\d\.\d{3}", line)]
+    assert len(numbers) >= 10
+    for line in numbers:
+        assert line in page
 
 
 def test_shares_of_unchanged_values_are_those_of_the_committed_results() -> None:

@@ -44,7 +44,7 @@ def compare_results(
     names, reference = list(found), next(iter(found)) if reference is None else reference
     if reference not in ("mean", "best"):
         name, saved = _find_reference(reference, found)
-        found, reference = {name: saved, **found}, name
+        found, reference = (found if name in found else {name: saved, **found}), name
     if len(found) < 2:
         raise UserError(f"a comparison takes at least 2 models; got {', '.join(found)}")
     models = read_models(found, tasks)
