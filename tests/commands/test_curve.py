@@ -71,8 +71,8 @@ def curved(run_directory: Path) -> tuple[Path, list[str]]:
     """The run with the curve of its average, made in two goes, and the names of the merges that were made."""
     made: list[str] = []
 
-    def watched(recipe: Path, out: Path, options: MergeOptions) -> None:
-        merge(recipe, out, options)
+    def watched(recipe: Path, out: Path, options: MergeOptions, **how: Any) -> None:
+        merge(recipe, out, options, **how)
         made.append(out.name)
         if len(made) == 2:
             raise KeyboardInterrupt  # after the second merge, before its scores

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,9 +66,9 @@ def test_a_recipe_is_scored_like_the_folder_that_it_makes_one_at_a_time(
 ) -> None:
     made: list[str] = []
 
-    def watched(recipe: Path, out: Path, options: MergeOptions) -> None:
+    def watched(recipe: Path, out: Path, options: MergeOptions, **how: Any) -> None:
         assert [path.name for path in Path("out").glob(".merging-*")] == [out.parent.name]
-        merge(recipe, out, options)
+        merge(recipe, out, options, **how)
         made.append(out.name)
 
     monkeypatch.setattr(ordermerge.commands.temporary_merge, "merge", watched)
@@ -90,7 +91,7 @@ def test_a_recipe_is_scored_like_the_folder_that_it_makes_one_at_a_time(
 def test_a_recipe_that_fails_leaves_nothing_and_loses_no_other_model(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(recipe: Path, out: Path, options: MergeOptions) -> None:
+    def broken(recipe: Path, out: Path, options: MergeOptions, **how: Any) -> None:
         out.mkdir()
         raise OSError("disk full")
 

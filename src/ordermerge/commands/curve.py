@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ordermerge.commands.plan import MergeStep, Plan, make_plan
+from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, make_plan
 from ordermerge.commands.recipes import write_recipe
 from ordermerge.commands.temporary_merge import temporary_merge
 from ordermerge.config.schema import EvaluationSection
@@ -125,10 +125,11 @@ def make_curve(run: Path, name: str | None = None, *, sample: int = SAMPLE, seed
     _require_scores(merges)
     count = len(merges.orders)
     subsets = [subset for size in range(2, count) for subset in choose_subsets(count, size, sample, seed)]
+    by_name = by_name_reason(merges.merge, plan.experiment.model.reference) is not None
     made, models = {}, {}
     for subset in subsets:
         file, called = merges.recipe_file(subset), merges.name(subset)
-        write_recipe(merges.recipe(subset), file, Path(called), merges.merge.options)
+        write_recipe(merges.recipe(subset), file, Path(called), merges.merge.options, by_name=by_name)
         made[called] = partial(temporary_merge, file, merges.folder, called, merges.merge.options)
         models[called] = str(file)
     score_models(models, merges.settings, merges.folder / "eval", steps=merges.steps(subsets), made=made)

@@ -66,6 +66,6 @@ def _check_recipes(recipes: Mapping[str, Path], *, ensemble: bool) -> None:
         raise UserError("--ensemble is of models that are there, not of recipes; merge these first: `ordermerge merge`")
     if recipes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("recipes are merged by one process; score them without torchrun, or merge them first")
-    problems = {path: check_recipe(read_yaml(path)) for path in recipes.values()}
+    problems = {path: check_recipe(read_yaml(path), by_name=None) for path in recipes.values()}
     if any(problems.values()):
         raise UserError(f"{path}: {problem}" for path, found in problems.items() for problem in found)

@@ -11,7 +11,7 @@ from typing import Any
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
-from ordermerge.commands.merging import merge, with_absolute_paths
+from ordermerge.commands.merging import merge
 from ordermerge.commands.recipes import RANDOM_SEED
 from ordermerge.models import identity
 from ordermerge.readers import read_yaml
@@ -51,7 +51,7 @@ def recipe_identity(recipe: Path) -> dict[str, Any]:
     Args:
         recipe: The mergekit recipe, well-formed.
     """
-    content = with_absolute_paths(read_yaml(recipe))
+    content = read_yaml(recipe)
     models = MergeConfiguration.model_validate(content).referenced_models()
     parts = {str(part): identity(str(part)) for model in models for part in (model.model, model.lora) if part}
     return {"recipe": content, "models": parts}
