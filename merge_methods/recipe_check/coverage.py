@@ -58,6 +58,7 @@ def planned_groups(staged: Staged, options: MergeOptions) -> tuple[ModelArchitec
         Exception: Of many kinds, where mergekit cannot plan the merge.
     """
     LoaderCache.loaders.clear()  # kept by name
+    before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # mergekit and transformers tell each step; a failure is told by its exception
     try:
         config = staged.config.model_copy(deep=True)  # planning rewrites it
@@ -67,7 +68,7 @@ def planned_groups(staged: Staged, options: MergeOptions) -> tuple[ModelArchitec
         return architecture, [_group(task, staged, options) for task in tasks if isinstance(task, SaveTensor)]
     finally:
         LoaderCache.loaders.clear()
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def _group(task: SaveTensor, staged: Staged, options: MergeOptions) -> Group:

@@ -37,13 +37,16 @@ class Fit:
         problems: What keeps them from being merged at all, one sentence each.
         table: What keeps mergekit's tables of architectures from merging them whole.
         by_name: What keeps them from being merged by tensor name.
-        warnings: What is left out of the merged model although it is in a sub-model, for good reason.
+        warnings: What is left out of the merged model although it is in a sub-model, for good reason; and differences
+            between the models' configs that may matter.
+        architecture: mergekit's table, where it has one or infers one.
     """
 
     problems: tuple[str, ...] = ()
     table: tuple[str, ...] = ()
     by_name: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    architecture: ModelArchitecture | None = None
 
     def against(self, by_name: bool | None) -> list[str]:
         """Return what keeps the models from being merged in one way.
@@ -94,7 +97,7 @@ def fit(staged: Staged, options: MergeOptions) -> Fit:
     table = _missing_problems(groups, models, remedy=f"; {RESAVE}" if by_name else "")
     lost, computed = _lost_problems(lost_tensors(staged, architecture, groups, options), staged)
     warnings += [*computed, *(_dropped_warning(dropped) if dropped and (table or lost) else [])]
-    return Fit(table=(*table, *lost), by_name=tuple(by_name), warnings=tuple(warnings))
+    return Fit((), (*table, *lost), tuple(by_name), tuple(warnings), architecture)
 
 
 def _architecture_problems(models: Mapping[ModelReference, Checkpoint], options: MergeOptions) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`ordermerge merge --by-name`: the same bytes as by mergekit's tables where those are complete, and whole where not."""
+"""`ordermerge merge --by-name`: the bytes of a merge by mergekit's tables where those are complete, whole where not."""
 
 import json
 import shutil

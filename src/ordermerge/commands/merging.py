@@ -82,7 +82,8 @@ def merge(
         if problems := found.against(by_name):  # adapters have tensors of their own names only now
             raise UserError(problems, where=recipe_path)
         by_name = bool(by_name or (by_name is None and found.table))
-        architecture = _merge_weights(recipe_path, partial, staged, options, by_name=by_name)
+        table = table_by_name(named_groups(staged, options)[0]) if by_name else found.architecture
+        architecture = _merge_weights(recipe_path, partial, staged, options, table)
         _give_companions(partial, staged, architecture, options)
         if options.write_model_card:
             (partial / CARD).write_text(generate_card(config=named, config_yaml=source, name=out.name), "utf-8")
@@ -156,13 +157,12 @@ def _with_dense_adapters(staged: Staged, options: MergeOptions, cache: str) -> S
 
 
 def _merge_weights(
-    recipe_path: Path, partial: Path, staged: Staged, options: MergeOptions, *, by_name: bool
+    recipe_path: Path, partial: Path, staged: Staged, options: MergeOptions, table: ModelArchitecture | None
 ) -> ModelArchitecture:
     """Let mergekit write the weights, the config and what the recipe says of the tokenizer; return the table used."""
     config = staged.config
     copy_tokenizer = bool(config.chat_template) and options.copy_tokenizer  # for the template; the rest is copied here
     settings = options.model_copy(update={"copy_tokenizer": copy_tokenizer, "write_model_card": False})
-    table = table_by_name(named_groups(staged, options)[0]) if by_name else None
     LoaderCache.loaders.clear()  # kept by name: a model that was rewritten would be read as it was
     for ref, model in staged.models.items():
         LoaderCache.loaders[ref] = _CheckedLoader(ref, model, lazy_unpickle=options.lazy_unpickle)
