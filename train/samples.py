@@ -14,6 +14,7 @@ from ordermerge.config.schema import DATA_SUFFIXES, DataSection, Experiment
 from ordermerge.counter import random_words, stream_key
 from ordermerge.errors import UserError
 from ordermerge.records import Record, read_records, require_mappings
+from ordermerge.train.chats import CHAT, read_chat, without_nulls
 from ordermerge.train.templates import Template
 
 SAMPLE_ID = "sample_id"
@@ -24,7 +25,8 @@ class Samples:
     """What one trains on.
 
     Attributes:
-        train: Columns `prompt` and `completion` (or `messages`), and `sample_id`: the row of the data as loaded.
+        train: Columns `prompt` and `completion`, or of chats `chat` (JSON) and `messages` (role, content); and
+            `sample_id`: the row of the data as loaded.
         validation: The same columns; its ids are rows of its own file, or of the training data it was held out from.
         empty: How many training samples have nothing to learn but the end: blank completion or last assistant turn.
         duplicates: How many training samples are exact copies of an earlier one; they are kept.
@@ -58,14 +60,16 @@ def load_samples(experiment: Experiment) -> Samples:
     validation = None
     if isinstance(data.validation, float):
         held_out = _hold_out(len(rows), data.validation, experiment.orders.seed)
-        validation = _to_dataset([rows[i] for i in held_out], held_out)
+        validation = _to_dataset([rows[i] for i in held_out], held_out, data.train)
     elif data.has_validation:
-        other = _make_samples(data, load_records(experiment, "validation"), data.validation or data.train)
-        validation = _to_dataset(other, list(range(len(other))))
+        source = data.validation or data.train
+        other = _make_samples(data, load_records(experiment, "validation"), source)
+        validation = _to_dataset(other, list(range(len(other))), source)
     ids = sorted(set(range(len(rows))).difference(held_out))
     rows = [rows[i] for i in ids]
     duplicates = len(rows) - len(set(map(_canonical, rows)))
-    return Samples(_to_dataset(rows, ids), validation, sum(map(_is_empty, rows)), duplicates, _fingerprint(rows, ids))
+    train = _to_dataset(rows, ids, data.train)
+    return Samples(train, validation, sum(map(_is_empty, rows)), duplicates, _fingerprint(rows, ids))
 
 
 def check_data(experiment: Experiment) -> list[str]:
@@ -132,7 +136,8 @@ def load_records(experiment: Experiment, name: str) -> list[Record]:
     """
     path = data_file(experiment, name)
     if path is not None:
-        return read_records(path)
+        records = read_records(path)
+        return [without_nulls(record) for record in records] if _is_columnar(experiment, path) else records
     data = experiment.data
     named, split = getattr(data, name) or data.train, data.split
     if name == "validation":
@@ -145,7 +150,13 @@ def load_records(experiment: Experiment, name: str) -> list[Record]:
             f"`data.{name}`: {named!r} is no file here and cannot be loaded from the hub: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}; check the name and the connection, or name a file"
         ) from error
-    return require_mappings(loaded, named)
+    records = require_mappings(loaded, named)
+    return [without_nulls(record) for record in records] if data.messages else records
+
+
+def _is_columnar(experiment: Experiment, path: Path) -> bool:
+    """Return whether the objects within a file's chats have been given each other's keys."""
+    return experiment.data.messages is not None and path.suffix.lower() == ".parquet"
 
 
 def _make_samples(data: DataSection, records: Sequence[Record], source: str) -> list[Record]:
@@ -166,28 +177,9 @@ def _make_samples(data: DataSection, records: Sequence[Record], source: str) -> 
 def _sample_maker(data: DataSection) -> Callable[[Record, str], Record]:
     """Return what makes a sample of a record and its place."""
     if (field := data.messages) is not None:
-        return lambda record, where: {"messages": _messages(record, field, where)}
+        return lambda record, where: read_chat(record, field, where)
     templates = {name: Template.parse(f"data.{name}", getattr(data, name)) for name in ("prompt", "completion")}
     return lambda record, where: {name: template.fill(record, where) for name, template in templates.items()}
-
-
-def _messages(record: Record, field: str, where: str) -> list[Record]:
-    """Return a record's chat, having checked its form."""
-    if field not in record:
-        raise UserError(f"{where} has no field `{field}`, which `data.messages` names (known: {', '.join(record)})")
-    messages = record[field]
-    if not isinstance(messages, list) or not messages:
-        raise UserError(
-            f"{where}: field `{field}` must be a list of chat messages; "
-            f"got {type(messages).__name__} {str(messages)[:60]}"
-        )
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UserError(
-                f"{where}: each message in `{field}` must be an object with `role` and `content`; "
-                f"got {str(message)[:60]}"
-            )
-    return messages
 
 
 def _hold_out(rows: int, fraction: float, seed: int) -> list[int]:
@@ -199,8 +191,15 @@ def _hold_out(rows: int, fraction: float, seed: int) -> list[int]:
     return sorted(torch.argsort(words, stable=True)[:held_out].tolist())
 
 
-def _to_dataset(rows: Sequence[Record], ids: Sequence[int]) -> datasets.Dataset:
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
+def _to_dataset(rows: Sequence[Record], ids: Sequence[int], source: str) -> datasets.Dataset:
+    columns: dict[str, list[Any]]
+    if "messages" in rows[0]:
+        shown = [[{key: message[key] for key in ("role", "content")} for message in row["messages"]] for row in rows]
+        places = (f"{source}: record {row}" for row in ids)
+        whole = [json.dumps({**row, "where": place}) for row, place in zip(rows, places, strict=True)]
+        columns = {CHAT: whole, "messages": shown}  # the latter for TRL, which looks for a chat
+    else:
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
     return datasets.Dataset.from_dict({**columns, SAMPLE_ID: list(ids)})
 
 

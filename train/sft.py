@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from ordermerge import stages
@@ -200,8 +199,8 @@ def make_trainer(
             processing_class=tokenizer,
             peft_config=lora_config(experiment),
         )
-    except TemplateError as error:
-        raise UserError(f"`data.messages`: the tokenizer's chat template refuses a chat: {error}") from error
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
     check_tied(base.model)

@@ -1,5 +1,6 @@
 """Templates over a record's fields, such as "Question: {question} Answer:"; `{{` and `}}` stand for braces."""
 
+import math
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,5 +82,10 @@ class Template:
             raise UserError(
                 f"{where}: field `{field}`, which `{self.name}: {self.text!r}` names, must be text or a number; "
                 f"got {type(value).__name__} {str(value)[:60]}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(
+                f"{where}: field `{field}`, which `{self.name}: {self.text!r}` names, is {value}: a missing value, as "
+                'pandas writes it, or no number; write text or a number there ("" for nothing), or leave the record out'
             )
         return str(value)

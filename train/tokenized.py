@@ -181,6 +181,8 @@ def data_trainer(
             eval_dataset=samples.validation,
             processing_class=tokenizer,
         )
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise UserError(f"TRL's SFTTrainer refuses the data or the `sft` section: {error}") from error
 

@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 
+from ordermerge.train.chats import CHAT, tokenise_chats
 from ordermerge.train.samples import SAMPLE_ID
 
 
@@ -111,6 +112,11 @@ class OrderTrainer(SFTTrainer):
     ) -> Dataset:
         # First without a limit, as the lengths before truncation are seen nowhere else; what has its tokens and labels
         # already is only truncated the second time.
+        if CHAT in dataset.column_names:
+            processes, only = args.dataset_num_proc, args.assistant_only_loss
+            dataset = tokenise_chats(
+                dataset, processing_class, template=self.chat_template, assistant_only=only, processes=processes
+            )
         rest = (packing, formatting_func, dataset_name)
         unlimited = copy.copy(args)
         unlimited.max_length = None

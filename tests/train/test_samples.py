@@ -104,6 +104,7 @@ def test_a_template_takes_plain_fields_only(template: str, message: str, write_e
         ({"question": None}, r"field `question`, which .* names, must be text or a number; got NoneType None"),
         ({"question": ["x"]}, r"must be text or a number; got list \['x'\]"),
         ({"question": True}, r"must be text or a number; got bool True"),
+        ({"question": float("nan")}, r"record 1: field `question`, which .* names, is nan: a missing value"),
         (["x"], r"record 1 must be an object with named fields; got list \['x'\]"),
     ],
 )
@@ -211,9 +212,10 @@ def test_chat_messages_are_kept_as_they_are(write_experiment: Write):
 @pytest.mark.parametrize(
     ("chat", "message"),
     [
-        ("hi", r"record 0: field `chat` must be a list of chat messages; got str hi"),
+        ("hi", r"record 0: field `chat` must be a list of chat messages; got str 'hi'"),
         ([], r"must be a list of chat messages; got list \[\]"),
-        ([{"from": "human", "value": "hi"}], r"must be an object with `role` and `content`; got \{'from'"),
+        ([{"from": "observation", "value": "hi"}], r"message 0 of `chat`: of ShareGPT's form, .* write `role` and"),
+        ([{"content": "hi"}], r"message 0 of `chat` must be an object with `role` and `content`; got \{'content'"),
     ],
 )
 def test_a_malformed_chat_is_named(chat: Any, message: str, write_experiment: Write):
