@@ -5,7 +5,6 @@ import functools
 import math
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -25,16 +24,10 @@ def combine(models: Sequence[Any]) -> Any:
     """
     members = [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
     first, forwards = members[0], [member.forward for member in members]
-    caches: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
     @functools.wraps(first.forward)  # generation looks at the arguments
     def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is None:
-            own = [None] * len(members)
-        else:
-            if past_key_values not in caches:  # the empty one that generation begins with
-                caches[past_key_values] = [copy.deepcopy(past_key_values) for _ in members[1:]]
-            own = [past_key_values, *caches[past_key_values]]
+        own = [None] * len(members) if past_key_values is None else _caches(past_key_values, len(members))
         outputs = [each(*args, past_key_values=cache, **kwargs) for each, cache in zip(forwards, own, strict=True)]
         # As a change of the first one's logits: of copies come its own bits, whatever their dtype.
         logits = outputs[0].logits
@@ -47,6 +40,25 @@ def combine(models: Sequence[Any]) -> Any:
 
     first.forward = forward
     return first
+
+
+class _Reordered:
+    """What a cache does with the others' caches that it holds when beams change places."""
+
+    others: list[Any]
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        for other in self.others:
+            other.reorder_cache(beam_idx)
+
+
+def _caches(cache: Any, count: int) -> list[Any]:
+    """Return each model's cache: the first one's, and those that it holds for the others."""
+    if not hasattr(cache, "others"):  # the empty one that generation begins with
+        cache.others = [copy.deepcopy(cache) for _ in range(count - 1)]
+        cache.__class__ = type(type(cache).__name__, (_Reordered, type(cache)), {})
+    return [cache, *cache.others]
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:

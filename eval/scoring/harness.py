@@ -151,6 +151,12 @@ def _load_ensemble(arguments: Sequence[dict[str, Any]], settings: EvaluationSect
         "device": settings.device or _default_device(settings.model),
     }
     members = [get_model(settings.model).create_from_arg_obj(one, where) for one in arguments]
+    vocabulary = members[0].tokenizer.get_vocab()
+    if other := next((m for m in members if m.tokenizer.get_vocab() != vocabulary), None):
+        raise UserError(
+            f"an ensemble is of models with one vocabulary, and {members[0].tokenizer.name_or_path} and "
+            f"{other.tokenizer.name_or_path} differ; leave one out"
+        )
     members[0]._model = combine([member.model for member in members])
     return members[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ doc_to_target: "{{question}}"
 generation_kwargs: {until: ["<eos>"], max_gen_toks: 4, do_sample: false}
 """
 
+OPTIONS = ("--include_path", "tasks", "--device", "cpu", "--batch-size", "4")
+
 
 @pytest.fixture
 def place(make_family: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -51,8 +54,7 @@ def place(make_family: Callable[..., list[Path]], tmp_path: Path, monkeypatch: p
 
 
 def score(*arguments: str, tasks: str = "choice") -> Result:
-    options = ["--tasks", tasks, "--include_path", "tasks", "--device", "cpu", "--batch-size", "4", "--out", "out"]
-    return CliRunner().invoke(main, ["eval", *arguments, *options])
+    return CliRunner().invoke(main, ["eval", *arguments, *OPTIONS, "--tasks", tasks, "--out", "out"])
 
 
 def answers(name: str, task: str = "choice") -> list:
@@ -123,5 +125,11 @@ def test_an_ensemble_of_copies_scores_as_the_model_and_of_others_as_their_mean(p
     for alone, together in zip(answers("sub0"), answers("ensemble"), strict=True):
         found = [float(response[0][0]) for response in together]
         assert found == pytest.approx([float(response[0][0]) for response in alone], abs=1e-6)
+    shutil.copytree("sub1", "foreign")
+    tokenizer = Path("foreign/tokenizer.json")
+    tokenizer.write_text(tokenizer.read_text().replace('"a"', '"A"'))
+    arguments = ["sub0", "foreign", "--ensemble", *OPTIONS, "--tasks", "choice", "--out", "other"]
+    refused = CliRunner().invoke(main, ["eval", *arguments])
+    assert "an ensemble is of models with one vocabulary" in refused.output
     changed = score("sub0", "sub1", "--ensemble")
     assert "`model.ensemble` was [" in changed.output

@@ -60,6 +60,13 @@ def test_greedy_generation_follows_the_mean_with_caches_as_without(
         assert torch.equal(text, made)
 
 
+def test_beam_search_reorders_the_caches_of_all(models: list[PreTrainedModel]) -> None:
+    options = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    together = combine(models)
+    found = together.generate(TEXTS, use_cache=True, **options)
+    assert torch.equal(found, together.generate(TEXTS, use_cache=False, **options))
+
+
 def test_adapters_are_combined_with_their_base_models(family: list[Path], tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
