@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+import yaml
 from click.testing import CliRunner, Result
 from mergekit.options import MergeOptions
 
@@ -81,9 +83,9 @@ def test_soup_from_models_to_tested_merge(
 ) -> None:
     merged: list[str] = []
 
-    def watched(recipe: Path, out: Path, options: MergeOptions) -> None:
+    def watched(recipe: Path, out: Path, options: MergeOptions, **how: Any) -> None:
         assert not out.parent.exists() or out.name == "model"  # one trial at a time
-        merge(recipe, out, options)
+        merge(recipe, out, options, **how)
         merged.append(out.name)
 
     monkeypatch.setattr(ordermerge.commands.soup, "merge", watched)
@@ -123,19 +125,38 @@ def test_soup_from_models_to_tested_merge(
 
 
 def test_soup_interrupted_leaves_no_trial_and_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(recipe: Path, out: Path, options: MergeOptions) -> None:
+    def broken(recipe: Path, out: Path, options: MergeOptions, **how: Any) -> None:
         out.mkdir(parents=True)
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
         patch.setattr(ordermerge.commands.soup, "merge", broken)
         done = soup("--metric", "loglikelihood")
-    assert (done.exit_code, done.output.splitlines()[-1]) == (1, "Error: disk full")
+    assert done.exit_code == 1
+    assert "could not be scored: " in done.output.splitlines()[-1]
+    assert "disk full" in done.output.splitlines()[-1]
     assert not Path("soup/trial").exists()
     assert not Path("soup/soup.json").exists()
     done = soup("--metric", "loglikelihood")
     assert done.exit_code == 0, done.output
     assert done.output.count("already scored") >= 3
+
+
+def test_soup_takes_recipes_for_the_models_that_they_make(place: Path) -> None:
+    recipe = {"merge_method": "linear", "models": [{"model": "models/sub0"}, {"model": "models/sub1"}]}
+    recipe |= {"parameters": {"weight": 1}, "dtype": "float32"}
+    Path("mean.yml").write_text(yaml.safe_dump(recipe))
+    arguments = ["mean.yml", "models/sub2", "--tasks", "valid", "--include_path", "tasks", "--metric", "loglikelihood"]
+    done = CliRunner().invoke(main, ["soup", *arguments, "--device", "cpu", "--batch-size", "8"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads(Path("soup/soup.json").read_text())["ingredients"] == ["mean.yml"]
+    merge(Path("mean.yml"), Path("mean"), MergeOptions())
+    weights = Path("mean/model.safetensors").read_bytes()
+    assert Path("soup/ingredients/mean.yml/model.safetensors").read_bytes() == weights
+    assert {path.name for path in Path("soup").iterdir()} == {"eval", "ingredients", "model", "recipes", "soup.json"}
+    merge(Path("soup/recipes/model.yml"), Path("again"), MergeOptions())
+    assert Path("again/model.safetensors").read_bytes() == Path("soup/model/model.safetensors").read_bytes()
+    assert {row.model for row in load_rows(Path("soup/eval"))} == {"mean.yml", "sub2", "soup_0+1"}
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def compare(
 @evaluation_options
 @user_errors
 def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -> None:
-    """Merge those of MODELS that together score best on validation tasks, chosen one at a time.
+    """Merge those of MODELS (folders or recipes) that together score best on validation tasks, chosen one at a time.
 
     OUT/model is the merged model, OUT/soup.json says what was tried.
     """

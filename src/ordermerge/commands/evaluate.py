@@ -1,12 +1,11 @@
 """`ordermerge eval`: scores any models, recipes among them: each is merged, scored, and removed."""
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ordermerge.commands.temporary_merge import recipe_identity, temporary_merge
+from ordermerge.commands.temporary_merge import is_recipe, recipe_identity, recipe_problems, temporary_merge
 from ordermerge.config.load import evaluation_section
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.documents import read_values
@@ -14,9 +13,7 @@ from ordermerge.eval.scoring.calibration import print_calibration
 from ordermerge.eval.scoring.saved import load_scores
 from ordermerge.eval.scoring.score import ScoringFailed, evaluation_steps, model_identity, score_models
 from ordermerge.eval.scoring.table import Row, print_table
-from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import Model, model_names
-from ordermerge.readers import read_yaml
 from ordermerge.run_directory import ENSEMBLE
 
 
@@ -33,8 +30,12 @@ def evaluate_models(models: Sequence[str], out: Path, settings: Mapping[str, Any
     """
     section = evaluation_section({key: value for key, value in settings.items() if value not in (None, "")})
     named: dict[str, Model] = dict(model_names(models))
-    recipes = {name: Path(model) for name, model in named.items() if isinstance(model, str) and _is_recipe(model)}
-    _check_recipes(recipes, ensemble=section.ensemble)
+    recipes = {name: Path(model) for name, model in named.items() if isinstance(model, str) and is_recipe(model)}
+    problems = recipe_problems(models)
+    if recipes and section.ensemble:
+        problems.append("--ensemble is of models that are there, not of recipes; merge these first: `ordermerge merge`")
+    if problems:
+        raise UserError(problems)
     if section.ensemble:
         named[ENSEMBLE] = tuple(models)
     identities = {
@@ -54,18 +55,3 @@ def _print(rows: Sequence[Row], out: Path, tasks: Sequence[str]) -> None:
     print_table(rows)
     models = [read_values(name, load_scores(out / name, tasks)) for name in dict.fromkeys(row.model for row in rows)]
     print_calibration([one for model in models for one in model.calibrations])
-
-
-def _is_recipe(model: str) -> bool:
-    return Path(model).suffix in (".yml", ".yaml") and not Path(model).is_dir()
-
-
-def _check_recipes(recipes: Mapping[str, Path], *, ensemble: bool) -> None:
-    """Refuse what is wrong with recipes before anything is scored."""
-    if recipes and ensemble:
-        raise UserError("--ensemble is of models that are there, not of recipes; merge these first: `ordermerge merge`")
-    if recipes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("recipes are merged by one process; score them without torchrun, or merge them first")
-    problems = {path: check_recipe(read_yaml(path), by_name=None) for path in recipes.values()}
-    if any(problems.values()):
-        raise UserError(f"{path}: {problem}" for path, found in problems.items() for problem in found)

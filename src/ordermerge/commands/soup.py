@@ -1,8 +1,10 @@
 """`ordermerge soup`: which models to merge, chosen greedily by validation tasks, and the merge of them."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,13 @@ from mergekit.options import MergeOptions
 from ordermerge.commands.greedy import Trial, greedy, single_score
 from ordermerge.commands.merging import merge
 from ordermerge.commands.recipes import write_recipe
+from ordermerge.commands.temporary_merge import (
+    is_recipe,
+    merge_recipe,
+    recipe_identity,
+    recipe_problems,
+    temporary_merge,
+)
 from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import check_evaluation
@@ -24,7 +33,6 @@ from ordermerge.files import fingerprint, write_json
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import identity, model_names
 from ordermerge.provenance import record
-from ordermerge.stages import unfinished
 
 SOUP = "soup"
 
@@ -34,7 +42,7 @@ class SoupSearch:
     """What makes and scores the soups of one search.
 
     Attributes:
-        models: Name of each model, and its folder.
+        models: Name of each model, and its folder or recipe.
         out: Folder of the search.
         settings: The validation: what is asked of lm-eval.
         method: mergekit's merge method.
@@ -49,14 +57,14 @@ class SoupSearch:
     base: str | None = None
     metric: str | None = None
 
-    def recipe(self, ingredients: Sequence[str]) -> dict[str, Any]:
+    def recipe(self, folders: Sequence[str]) -> dict[str, Any]:
         """Return the mergekit recipe of a soup.
 
         Args:
-            ingredients: Names of its models, in order.
+            folders: Of its models, in order.
         """
         base = {} if self.base is None else {"base_model": str(Path(self.base).absolute())}
-        models = [{"model": str(Path(self.models[name]).absolute())} for name in ingredients]
+        models = [{"model": str(Path(folder).absolute())} for folder in folders]
         return {"merge_method": self.method, **base, "models": models, "parameters": {"weight": 1}}
 
     def rows(self, ingredients: tuple[str, ...]) -> list[Row]:
@@ -65,33 +73,70 @@ class SoupSearch:
         Args:
             ingredients: Names of its models, in order.
         """
-        scores = self.out / "eval"
-        if len(ingredients) == 1:
-            return score_models({ingredients[0]: self.models[ingredients[0]]}, self.settings, scores)
-        known = list(self.models)
-        name = f"{SOUP}_" + "+".join(str(known.index(ingredient)) for ingredient in ingredients)
-        used = [*([self.base] if self.base else []), *(self.models[ingredient] for ingredient in ingredients)]
-        inputs = {name: {"method": self.method, "models": [fingerprint(identity(model)) for model in used]}}
-        trial = self.out / "trial" / name
+        used = [*([self.base] if self.base else []), *(self.models[name] for name in ingredients)]
+        identities = [recipe_identity(Path(model)) if is_recipe(model) else identity(model) for model in used]
+        name, known = ingredients[0], list(self.models)
+        if len(ingredients) > 1:
+            name = f"{SOUP}_" + "+".join(str(known.index(ingredient)) for ingredient in ingredients)
+            inputs = {"method": self.method, "models": [fingerprint(one) for one in identities]}
+            made = {name: partial(self.trial, ingredients, name)}
+        else:
+            inputs = identities[-1]
+            made = {name: partial(self.there, name)} if is_recipe(self.models[name]) else {}
         with quiet():
-            steps = evaluation_steps(inputs, self.settings, scores)
-        try:
-            if unfinished(steps):
-                self.merge(ingredients, trial)
-            return score_models({name: str(trial)}, self.settings, scores, steps=steps)
-        finally:
-            shutil.rmtree(self.out / "trial", ignore_errors=True)
+            steps = evaluation_steps({name: inputs}, self.settings, self.out / "eval")
+        model = self.models.get(name, " + ".join(ingredients))
+        return score_models({name: model}, self.settings, self.out / "eval", steps=steps, made=made)
 
-    def merge(self, ingredients: Sequence[str], folder: Path) -> None:
-        """Merge a soup.
+    @contextmanager
+    def there(self, name: str) -> Iterator[str]:
+        """Yield a model's folder; what a recipe makes is removed afterwards.
+
+        Args:
+            name: Of the model.
+        """
+        model = self.models[name]
+        with temporary_merge(Path(model), self.out, name) if is_recipe(model) else nullcontext(model) as folder:
+            yield folder
+
+    @contextmanager
+    def trial(self, ingredients: Sequence[str], name: str) -> Iterator[str]:
+        """Yield the folder of a soup, which is removed afterwards.
 
         Args:
             ingredients: Names of its models, in order.
+            name: Of the soup.
+        """
+        folder = self.out / "trial" / name
+        try:
+            with ExitStack() as kept:
+                self.merge([kept.enter_context(self.there(one)) for one in ingredients], folder)
+            yield str(folder)
+        finally:
+            shutil.rmtree(self.out / "trial", ignore_errors=True)
+
+    def merge(self, folders: Sequence[str], folder: Path) -> None:
+        """Merge a soup.
+
+        Args:
+            folders: Of its models, in order.
             folder: Where the merged model goes.
         """
         recipe = self.out / "recipes" / f"{folder.name}.yml"
-        write_recipe(self.recipe(ingredients), recipe, folder, {})
+        write_recipe(self.recipe(folders), recipe, folder, {})
         merge(recipe, folder, MergeOptions(quiet=True), by_name=None)
+
+    def finish(self, ingredients: Sequence[str]) -> None:
+        """Merge the chosen soup; what recipes made for it is kept beside it, as its own recipe names that.
+
+        Args:
+            ingredients: Names of its models, in order.
+        """
+        folders = {name: self.models[name] for name in ingredients}
+        for name in [name for name, model in folders.items() if is_recipe(model)]:
+            folders[name] = str(self.out / "ingredients" / name)
+            merge_recipe(Path(self.models[name]), Path(folders[name]))
+        self.merge(list(folders.values()), self.out / "model")
 
     def score(self, ingredients: tuple[str, ...]) -> tuple[float, bool]:
         """Return a soup's validation score, and whether higher is better.
@@ -120,7 +165,7 @@ def make_soup(
     test tasks, `out/test/` (lm-eval's files). Run again after an interruption, it scores nothing twice.
 
     Args:
-        models: Folders.
+        models: Folders, or mergekit recipes, which count as the models that they make.
         out: Folder of the search.
         settings: The validation: what is asked of lm-eval.
         method: mergekit's merge method.
@@ -147,7 +192,7 @@ def make_soup(
 
     trials = greedy(list(kitchen.models), score)
     chosen = [trial for trial in trials if trial.kept][-1]
-    kitchen.merge(chosen.ingredients, out / "model")
+    kitchen.finish(chosen.ingredients)
     write_json(out / "soup.json", _log(kitchen, trials, higher_is_better=True in directions))
     click.echo(f"{SOUP} of {len(chosen.ingredients)}: {' + '.join(chosen.ingredients)}, in {out / 'model'}", err=True)
     if tests:
@@ -159,11 +204,13 @@ def _problems(kitchen: SoupSearch, tests: EvaluationSection | None) -> list[str]
     """Return what can be found wrong before anything is scored."""
     if len(kitchen.models) < 2:
         return [f"a soup is chosen from at least 2 models; got {len(kitchen.models)}"]
-    problems = check_evaluation(kitchen.settings, kitchen.models)
+    recipes = [model for model in kitchen.models.values() if is_recipe(model)]
+    there = {name: model for name, model in kitchen.models.items() if model not in recipes}
+    problems = [*recipe_problems(recipes), *check_evaluation(kitchen.settings, there)]
     if kitchen.base and kitchen.method == "linear":
         problems.append("--base: linear would average the base model in; leave it out")
     if not problems:
-        problems = check_recipe(kitchen.recipe(list(kitchen.models)))
+        problems = check_recipe(kitchen.recipe(list(kitchen.models.values())), models_exist=not recipes)
     if tests and not problems:
         problems = [f"--test-tasks: {problem}" for problem in check_evaluation(tests)]
     if tests and not problems:

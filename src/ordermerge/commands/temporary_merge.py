@@ -1,8 +1,9 @@
-"""A merge that is there for as long as it is scored: the disk holds one at a time."""
+"""Recipes in the place of models: merged for as long as they are scored, so that the disk holds one at a time."""
 
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.merging import merge
 from ordermerge.commands.recipes import RANDOM_SEED
+from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import identity
 from ordermerge.readers import read_yaml
 
@@ -38,11 +40,50 @@ def temporary_merge(
     out.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=".merging-", dir=out))
     try:
-        settings = MergeOptions(**{"quiet": True, "random_seed": RANDOM_SEED, **options})
-        merge(recipe, place / name, settings, by_name=None)
+        merge_recipe(recipe, place / name, options)
         yield str(place / name)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def merge_recipe(recipe: Path, folder: Path, options: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Merge a recipe so that it gives the same model each time, by tensor name where it must be.
+
+    Args:
+        recipe: The mergekit recipe.
+        folder: Where the model goes.
+        options: mergekit's options that the recipe needs (`merge_options`).
+
+    Raises:
+        UserError: As `merge`.
+    """
+    settings = MergeOptions(**{"quiet": True, "random_seed": RANDOM_SEED, **options})
+    merge(recipe, folder, settings, by_name=None)
+
+
+def is_recipe(model: str) -> bool:
+    """Return whether what stands for a model is a mergekit recipe: a YAML file, by its name.
+
+    Args:
+        model: A folder, hub id or file.
+    """
+    return Path(model).suffix in (".yml", ".yaml") and not Path(model).is_dir()
+
+
+def recipe_problems(models: Iterable[str]) -> list[str]:
+    """Return what is wrong with the recipes among models, and with merging them here.
+
+    Args:
+        models: Folders, hub ids and recipes.
+
+    Raises:
+        UserError: If a recipe cannot be read.
+    """
+    recipes = [model for model in models if is_recipe(model)]
+    if recipes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return ["recipes are merged by one process; score them without torchrun, or merge them first"]
+    problems = {recipe: check_recipe(read_yaml(Path(recipe)), by_name=None) for recipe in recipes}
+    return [f"{recipe}: {problem}" for recipe, found in problems.items() for problem in found]
 
 
 def recipe_identity(recipe: Path) -> dict[str, Any]:
