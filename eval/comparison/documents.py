@@ -88,7 +88,7 @@ def read_values(name: str, saved: SavedScores) -> ModelValues:
                     lines.append(_without_texts(sample))
                     answers += [read_answer(sample)] if task in saved.choices else []
             _add(model, task, lines)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise UserError(
                 f"{path}: cannot be read as samples ({error!r}); delete its folder and score again"
             ) from None

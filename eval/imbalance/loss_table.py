@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.curves import moved_together
 from ordermerge.eval.imbalance.effect import unit_means
 from ordermerge.eval.statistics import Array
+from ordermerge.readers import read_json
 from ordermerge.run_directory import (
     OrderPositions,
     losses_file,
@@ -25,6 +28,13 @@ from ordermerge.run_directory import (
 )
 
 NOTE = b"ordermerge"  # the key of the parquet file's metadata that says how it was made
+
+
+@with_config(ConfigDict(extra="allow"))
+class StepLosses(TypedDict):
+    """What is read again of the losses after a step."""
+
+    losses: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,9 @@ def read_steps(run: Path) -> dict[int, dict[str, float]]:
     Args:
         run: The run directory; an empty result means that nothing was measured there.
     """
-    files = steps_folder(run).glob("*.json")
-    found = {int(file.stem): json.loads(file.read_text(encoding="utf-8"))["losses"] for file in files}
+    files = {int(file.stem): file for file in steps_folder(run).glob("*.json") if file.stem.isdigit()}
+    remedy = f"delete it and run `ordermerge losses {run} --steps`"
+    found = {step: read_json(file, StepLosses, remedy=remedy)["losses"] for step, file in files.items()}
     shared = set.intersection(*map(set, found.values())) if found else set()
     return {step: {name: v for name, v in found[step].items() if name in shared} for step in sorted(found)}
 
@@ -113,7 +124,7 @@ def _read_losses(run: Path, models: Mapping[str, str]) -> dict[str, dict[str, An
             table = pq.read_table(file)
             columns = {column: table[column].to_numpy() for column in ("sample_id", "split", "tokens", "loss")}
             inputs = json.loads((table.schema.metadata or {})[NOTE])["inputs"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}: cannot be read ({error}); delete it and run `ordermerge losses {run}`") from None
         if inputs.get("marker") != model_marker(path):
             stale.append(name)

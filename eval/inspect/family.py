@@ -1,12 +1,12 @@
 """A base model and its sub-models side by side: which tensors all of them have, where, and what does not fit."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 
 import torch
+from pydantic_core import from_json
 
 from ordermerge.errors import UserError
 from ordermerge.models import HUB_ID, hub_revision, local_folder, model_names
@@ -156,7 +156,7 @@ def _tied_once(headers: Mapping[str, Mapping[str, Stored]]) -> dict[str, Mapping
 
 def _is_tied(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = from_json((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return bool(isinstance(config, dict) and config.get("tie_word_embeddings"))

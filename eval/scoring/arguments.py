@@ -1,10 +1,11 @@
 """Arguments that lm-eval hands on unread, to a backend that meets them hours later: names, dtypes, devices, numbers."""
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import did_you_mean, quoted
@@ -113,7 +114,7 @@ def _fields(folder: Path) -> list[str]:
     from transformers import CONFIG_MAPPING
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
         kind = config.get("model_type")
         return [*config, *(CONFIG_MAPPING[kind]().to_dict() if kind in CONFIG_MAPPING else ())]
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # damage is told of elsewhere

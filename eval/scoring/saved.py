@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 from urllib.parse import quote
 
-from ordermerge.errors import UserError
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
 from ordermerge.eval.scoring.table import Row, result_rows
 from ordermerge.files import fingerprint
+from ordermerge.readers import read_json
 
 if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
@@ -26,6 +29,50 @@ _RESULTS = re.compile(
     r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json$"
 )  # lm-eval's "results_DATE.json", or its user's NAME_DATE.json
 _MOST_LETTERS = 120
+
+
+class RunConfig(TypedDict, total=False):
+    """What is read again of the settings in a results file."""
+
+    limit: float | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class TaskConfig(TypedDict, total=False):
+    """What is read again of a task's configuration in a results file."""
+
+    output_type: str | None
+    dataset_path: str | None
+    dataset_name: str | None
+    test_split: str | None
+    validation_split: str | None
+    num_fewshot: int | None
+
+
+# lm-eval's results file, as far as it is read again. (A class could not have a key `n-shot`.)
+ResultsFile = with_config(ConfigDict(extra="allow"))(
+    TypedDict(
+        "ResultsFile",
+        {
+            "results": dict[str, dict[str, Any]],
+            "config": NotRequired[RunConfig],
+            "higher_is_better": NotRequired[dict[str, dict[str, bool | None] | None]],
+            "group_subtasks": NotRequired[dict[str, list[str]]],
+            "configs": NotRequired[dict[str, TaskConfig]],
+            "versions": NotRequired[dict[str, Any]],
+            "n-shot": NotRequired[dict[str, Any]],
+        },
+    )
+)
+
+
+@with_config(ConfigDict(extra="allow"))
+class MarkerFile(TypedDict):
+    """What is read again of our marker."""
+
+    results: str
+    samples: dict[str, str]
+    tasks: list[str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +100,7 @@ class SavedScores:
         """The files of its results, which tell whether two are the same."""
         return frozenset(path.resolve() for path in self.results.values())
 
-    def add(self, content: Mapping[str, Any], file: Path, tasks: Iterable[str], samples: Mapping[str, Path]) -> None:
+    def add(self, content: ResultsFile, file: Path, tasks: Iterable[str], samples: Mapping[str, Path]) -> None:
         """Add the scores of tasks that are not there yet.
 
         Args:
@@ -139,21 +186,35 @@ def load_scores(folder: Path, tasks: Iterable[str] | None = None) -> SavedScores
     Raises:
         UserError: If a marker or a results file that it names is missing or damaged.
     """
-    done = sorted(folder.glob(MARKERS))
-    asked = done if tasks is None else [folder / marker_name(task) for task in tasks]
+    done = set(folder.glob(MARKERS))
+    asked = sorted(done) if tasks is None else [folder / marker_name(task) for task in tasks]
     saved = SavedScores([], {}, {}, {})
-    contents: dict[str, dict[str, Any]] = {}
-    try:
-        for path in (path for path in asked if path in done):
-            marker = json.loads(path.read_text(encoding="utf-8"))
-            name = marker["results"]
-            if name not in contents:
-                contents[name] = json.loads((folder / name).read_text(encoding="utf-8"))
-            samples = {task: folder / file for task, file in marker["samples"].items()}
-            saved.add(contents[name], folder / name, marker["tasks"], samples)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: its scores cannot be read ({error!r}); delete the folder and score again") from None
+    contents: dict[str, ResultsFile] = {}
+    for path in (path for path in asked if path in done):
+        marker: MarkerFile = read_json(path, MarkerFile, remedy=_remedy(folder))
+        name = marker["results"]
+        if name not in contents:
+            contents[name] = read_results(folder / name)
+        samples = {task: folder / file for task, file in marker["samples"].items()}
+        saved.add(contents[name], folder / name, marker["tasks"], samples)
     return saved
+
+
+def read_results(file: Path) -> "ResultsFile":
+    """Read one of lm-eval's results files.
+
+    Args:
+        file: The file.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    found: ResultsFile = read_json(file, ResultsFile, remedy=_remedy(file.parent))
+    return found
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and score again"
 
 
 def load_lm_eval(place: Path) -> SavedScores:
@@ -167,13 +228,10 @@ def load_lm_eval(place: Path) -> SavedScores:
     """
     saved = SavedScores([], {}, {}, {})
     for file in [place] if place.is_file() else lm_eval_results(place):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            date = _RESULTS.search(file.name)
-            names = {task: file.with_name(f"samples_{task}_{date and date[1]}.jsonl") for task in content["results"]}
-            saved.add(content, file, content["results"], {task: path for task, path in names.items() if path.is_file()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file}: cannot be read as lm-eval's results ({error!r}); score again") from None
+        content: ResultsFile = read_json(file, ResultsFile, remedy="score again with lm_eval")
+        date = _RESULTS.search(file.name)
+        names = {task: file.with_name(f"samples_{task}_{date and date[1]}.jsonl") for task in content["results"]}
+        saved.add(content, file, content["results"], {task: path for task, path in names.items() if path.is_file()})
     return saved
 
 
@@ -206,7 +264,7 @@ def load_rows(out: Path, names: Iterable[str] | None = None, tasks: Iterable[str
     return [row for name in wanted for row in load_scores(out / name, asked).rows]
 
 
-def _conditions(content: Mapping[str, Any], task: str) -> dict[str, Any]:
+def _conditions(content: ResultsFile, task: str) -> dict[str, Any]:
     return {
         "versions of the task": content.get("versions", {}).get(task),
         "numbers of few-shot examples": content.get("n-shot", {}).get(task),

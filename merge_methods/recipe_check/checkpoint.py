@@ -1,6 +1,5 @@
 """What can be known of a checkpoint without reading it: its config, and the names, shapes and places of its tensors."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from mergekit.common import ModelReference
+from pydantic_core import from_json
 
 from ordermerge.merge_methods.recipe_check.references import folder_of
 from ordermerge.models import local_folder
@@ -80,7 +80,7 @@ def _open(path: str, folder: Path, architecture: str | None) -> Checkpoint:
     problems: list[str] = []
     config, tensors = None, None
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = from_json((folder / "config.json").read_text("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
         config |= {"architectures": [architecture]} if architecture else {}

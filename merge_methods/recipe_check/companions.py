@@ -4,13 +4,13 @@ mergekit copies them from the base model, or from one of the models if there is 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from pydantic_core import from_json
 
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "vocab.txt")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -85,7 +85,7 @@ def _folder(model: ModelReference) -> Path | None:
 
 def _json(folder: Path | None, name: str) -> Mapping[str, Any]:
     try:
-        content = json.loads((folder / name).read_text("utf-8")) if folder else {}
+        content = from_json((folder / name).read_text("utf-8")) if folder else {}
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -113,7 +113,7 @@ def _find_vocabularies() -> Callable[[ModelReference], object]:
 def _token_ids(content: bytes, *, otherwise: object) -> object:
     """Return a hash of the tokens and their ids, the same for files that say the same in other words."""
     try:
-        tokenizer = json.loads(content)
+        tokenizer = from_json(content)
         vocabulary = tokenizer["model"]["vocab"]
         ids = dict(vocabulary) if isinstance(vocabulary, dict) else {t: i for i, (t, _) in enumerate(vocabulary)}
         added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}

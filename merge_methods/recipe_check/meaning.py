@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mergekit.common import ModelReference
+from pydantic_core import from_json
 
 from ordermerge.errors import quoted
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, read_values
@@ -106,9 +107,7 @@ def adapter_warnings(models: Mapping[ModelReference, Checkpoint]) -> Iterator[st
         if model.adapter is None:
             continue
         try:
-            named = json.loads((model.adapter / "adapter_config.json").read_text("utf-8")).get(
-                "base_model_name_or_path"
-            )
+            named = from_json((model.adapter / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
         except (OSError, ValueError, AttributeError):
             continue
         if not isinstance(named, str) or not named or _is_base(named, model):

@@ -1,11 +1,12 @@
 """A model by folder or hub id: its name in tables, what identifies it, whether it is there and whole."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from ordermerge.errors import UserError, shortened
 from ordermerge.files import fingerprint_file
@@ -207,7 +208,7 @@ def _adapter_config(folder: Path) -> dict[str, Any] | None:
     if (folder / "config.json").is_file() or not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = from_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}); copy or save the adapter again") from None
     if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
@@ -263,7 +264,7 @@ def _missing_shards(folder: Path) -> list[str]:
     missing: set[str] = set()
     for index in folder.glob("*.index.json"):
         try:
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            shards = from_json(index.read_text(encoding="utf-8"))["weight_map"].values()
         except (ValueError, KeyError, AttributeError):
             continue
         missing.update(shard for shard in shards if not (folder / shard).is_file())

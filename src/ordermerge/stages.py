@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 
@@ -151,7 +153,7 @@ def changes(before: Any, now: Any, where: str = "") -> list[str]:
 @functools.lru_cache(maxsize=4096)
 def _read_marker(marker: Path, _modified: int, _size: int) -> dict[str, Any]:
     """Return what a marker holds; it is read once, however many steps build on it."""
-    record = dict(json.loads(marker.read_text(encoding="utf-8")))
+    record = dict(from_json(marker.read_text(encoding="utf-8")))
     _ = record["inputs"]
     return record
 

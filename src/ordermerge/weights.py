@@ -3,7 +3,6 @@
 What transformers would load counts: a `model.safetensors` before an index of shards, safetensors before pickles.
 """
 
-import json
 import math
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
+from pydantic_core import from_json
 
 from ordermerge.errors import shortened
 
@@ -101,7 +101,7 @@ def _weight_file(folder: Path) -> Path | None:
 
 def _indexed(folder: Path, index: Path) -> dict[str, Stored]:
     try:
-        shards = dict(json.loads(index.read_text("utf-8"))["weight_map"])
+        shards = dict(from_json(index.read_text("utf-8"))["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise Unreadable(f"{index.name} is no index of shards ({error!r}); {COPY_AGAIN}") from error
     files = sorted(set(shards.values()))
@@ -161,7 +161,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             raise Unreadable(f"{file.name} ({size} bytes) is cut off or no safetensors file; {COPY_AGAIN}")
         text = opened.read(length)
     try:
-        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        entries = {name: entry for name, entry in from_json(text).items() if name != "__metadata__"}
         ends = [_LENGTH_BYTES + length, *(_LENGTH_BYTES + length + e["data_offsets"][1] for e in entries.values())]
         tensors = {
             name: Stored(file, e["dtype"], tuple(e["shape"]), _LENGTH_BYTES + length + e["data_offsets"][0])

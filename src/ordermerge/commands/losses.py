@@ -130,7 +130,7 @@ def _made_from(file: Path) -> str | None:
     """Return the fingerprint of what a file of losses was made from, None where there is none to be read."""
     try:
         return str(json.loads((pq.read_schema(file).metadata or {})[NOTE])["fingerprint"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -115,7 +115,7 @@ def _load(experiment: Experiment, path: str, dtype: str, device: str | None) -> 
     name, revision = hub_revision(path)
     try:
         model = kind.from_pretrained(name, dtype=dtype, revision=revision, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file makes transformers raise
         raise UserError(f"{path}: cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     try:
         return model.to(device or torch.accelerator.current_accelerator() or "cpu").eval()

@@ -9,7 +9,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 
 from ordermerge.config.schema import Experiment
-from ordermerge.eval.scoring.saved import SavedScores, load_scores
+from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
 from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
 from ordermerge.run_directory import evaluation_folder, merge_folder, open_run
@@ -131,7 +131,7 @@ def _plain(value: Any) -> str:
 
 
 def _eval_result(row: Row, file: Path) -> EvalResult:
-    task = json.loads(file.read_text(encoding="utf-8")).get("configs", {}).get(row.task, {})
+    task = read_results(file).get("configs", {}).get(row.task, {})
     dataset = task.get("dataset_path")
     on_hub = isinstance(dataset, str) and dataset not in _LOADERS and not Path(dataset).exists()
     noted = {"stderr": row.stderr, "documents": row.n, "num_fewshot": task.get("num_fewshot")}

@@ -41,6 +41,7 @@ from ordermerge.run_directory import (
 
 FIGURES = "figures"
 _ALPHA = 0.05
+_NOTED = {"file", "versions", "git_commit", "platform"}
 
 
 def write_report(run_directory: Path) -> Path:
@@ -57,7 +58,7 @@ def write_report(run_directory: Path) -> Path:
     """
     experiment = open_run(run_directory)
     resolved = read_yaml(run_directory / EXPERIMENT)
-    made = resolved.pop(MADE_WITH, None)
+    made = _made_with(resolved.pop(MADE_WITH, None), run_directory)
     orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.orders.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
@@ -79,6 +80,15 @@ def write_report(run_directory: Path) -> Path:
     write_text(report, text)
     write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory, pictures))
     return report
+
+
+def _made_with(noted: Any, run_directory: Path) -> dict[str, Any] | None:
+    whole = isinstance(noted, dict) and noted.keys() >= _NOTED and isinstance(noted["versions"], dict)
+    if whole or noted is None:
+        return noted
+    raise UserError(
+        f"{run_directory / EXPERIMENT}: `{MADE_WITH}` is damaged; start `ordermerge run` again, which writes it anew"
+    )
 
 
 def _trained(folder: Path) -> OrderRecord:
@@ -229,7 +239,7 @@ def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
 def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     commands = [
-        shlex.join(["ordermerge", "run", _typed(Path(made["file"])), "--runs-dir", _typed(run_directory.parent)]),
+        shlex.join(["ordermerge", "run", _typed(Path(str(made["file"]))), "--runs-dir", _typed(run_directory.parent)]),
         shlex.join(["ordermerge", "report", _typed(run_directory)]),
     ]
     lines = [

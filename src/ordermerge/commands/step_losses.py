@@ -105,5 +105,5 @@ def _measure_step(
 def _made_from(file: Path) -> str | None:
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
