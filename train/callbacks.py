@@ -63,6 +63,7 @@ class Saver(TrainerCallback):
         """Take up the notes of the checkpoint that training goes on from."""
         if state.global_step == 0:
             return
+        args.eval_on_start = False  # this is no start
         notes = torch.load(self._notes_file(state.global_step), weights_only=True)
         self.consumed, self.repeats = notes["consumed"], notes["repeats"]
         self._started -= notes["seconds"]
@@ -78,6 +79,14 @@ class Saver(TrainerCallback):
             self._check_epoch(state.global_step // self._trainer.steps_per_epoch - 1)
         if state.global_step in self.saves.kept:
             self._keep(state.global_step)
+        # At the end of an epoch its evaluation is still to come, which draws from the generator that dropout uses.
+        if state.global_step in self.saves.resumable and state.global_step % self._trainer.steps_per_epoch:
+            control.should_save = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Ask for a checkpoint where planned; it is written after the evaluation."""
         if state.global_step in self.saves.resumable:
             control.should_save = True
 

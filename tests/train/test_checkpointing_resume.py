@@ -15,6 +15,7 @@ from transformers import TrainerState
 
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
+from ordermerge.train.callbacks import Saver
 from ordermerge.train.checkpointing import TrainingIdentity, find_resume_point, mark_complete, problem_of
 from ordermerge.train.sft import train_orders
 from ordermerge.train.trainer import OrderTrainer
@@ -61,7 +62,8 @@ def _files(directory: Path) -> dict[str, Any]:
     files = {str(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
     contents: dict[str, Any] = {name: path.read_bytes() for name, path in files.items()}
     record = json.loads(contents["order/order.json"])
-    return contents | {"order/order.json": {**record, "seconds": None, "resumed_after_step": None}}
+    made = {name: {**of, "modified": None} for name, of in record["files"].items()}
+    return contents | {"order/order.json": {**record, "seconds": None, "resumed_after_step": None, "files": made}}
 
 
 def _resumed_after(directory: Path) -> int | None:
@@ -223,6 +225,43 @@ def test_an_interrupted_adapter_ends_in_the_same_bits(write: Write, tmp_path: Pa
     (directory,) = train_orders(write(lora=lora), tmp_path / "run", only=0)
     assert _resumed_after(directory) == 7
     assert _files(directory) == _files(expected)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"sft": {"eval_strategy": "epoch", "eval_on_start": True}},
+        {"sft": {"eval_strategy": "epoch"}, "lora": {"r": 4, "lora_dropout": 0.3}},
+        {
+            "sft": {
+                "eval_strategy": "epoch",
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+                "lr_scheduler_kwargs": {"patience": 0, "threshold": 0.5},
+            }
+        },
+    ],
+    ids=["dropout", "lora", "plateau"],
+)
+def test_interrupted_around_the_evaluation_at_an_epochs_end(sections: dict[str, Any], write: Write, tmp_path: Path):
+    experiment = write(data={"validation": 0.2}, **sections)
+    expected = _files(train_orders(experiment, tmp_path / "expected", only=0)[0])
+    evaluated = [entry["step"] for entry in expected["order/order.json"]["eval_losses"]]
+    assert evaluated == ([0] if "eval_on_start" in sections["sft"] else []) + [6, 12, 18]
+    for place, resumed_after in {"on_evaluate": 6, "on_save": 6, "on_epoch_begin": 12}.items():
+        original = getattr(Saver, place)
+
+        def interrupt(self: Saver, args: Any, state: TrainerState, *rest: Any, to: Any = original, **named: Any):
+            if state.global_step == 12:  # the end of the second of three epochs
+                raise KeyboardInterrupt
+            to(self, args, state, *rest, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Saver, place, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                train_orders(experiment, tmp_path / place, only=0)
+        (directory,) = train_orders(experiment, tmp_path / place, only=0)
+        assert _resumed_after(directory) == resumed_after, place
+        assert _files(directory) == expected, place
 
 
 def test_fields_without_effect_on_the_weights_do_not_matter(write: Write, tmp_path: Path):
