@@ -49,7 +49,8 @@ def evaluate_model(
 
     tracker = new_tracker(folder)
     members = members_of(model)
-    arguments = [{**settings.model_args, **loading_args(member, settings.model)} for member in members]
+    trusted = {"trust_remote_code": True} if settings.trust_remote_code else {}
+    arguments = [{**settings.model_args, **trusted, **loading_args(member, settings.model)} for member in members]
     ensemble = None if isinstance(model, str) else _load_ensemble(arguments, settings)
     with no_git_complaint():
         results = simple_evaluate(

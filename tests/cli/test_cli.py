@@ -40,6 +40,14 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     assert done.stdout.startswith("Usage: ")
 
 
+def test_evaluation_options_are_the_fields_of_the_evaluation_section() -> None:
+    from ordermerge.config.schema import EvaluationSection
+
+    own = {"models", "out", "json_file"}
+    given = {parameter.name for parameter in main.commands["eval"].params} - own
+    assert given == set(EvaluationSection.model_fields)
+
+
 def test_version_is_printed() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"ordermerge, version {__version__}\n"
 
@@ -104,7 +112,7 @@ def test_eval_scores_any_models_and_keeps_the_files(make_family: Callable[..., l
 
     bad = CliRunner().invoke(main, ["eval", str(base), *arguments, "--gen-kwargs", "temperature"])
     assert bad.exit_code == 1
-    assert "gen_kwargs: must be key=value,key=value; got 'temperature' in 'temperature'" in bad.output
+    assert "`gen_kwargs` must be key=value,key=value or a JSON object; got 'temperature'" in bad.output
     changed = CliRunner().invoke(main, ["eval", str(base), *arguments, "--num-fewshot", "1"])
     assert changed.exit_code == 1
     assert "was made with other inputs: `evaluation.num_fewshot` was null, is now 1" in changed.output

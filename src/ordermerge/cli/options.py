@@ -22,7 +22,8 @@ JSON = click.option(
     help="Write the numbers to this file too; without a name, print them in place of the tables.",
 )
 
-# Options may be written with lm-eval's underscores.
+# lm-eval's own fields, less those that `config.schema` says are ours (a test compares them): asking lm-eval for them
+# here would cost `--help` its speed. They may be written with lm-eval's underscores.
 LM_EVAL_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 EVALUATION_OPTIONS = (
     click.option("--tasks", required=True, help="lm-eval task names, comma-separated."),
@@ -36,7 +37,12 @@ EVALUATION_OPTIONS = (
     click.option("--num-fewshot", type=int, help="Examples before each question."),
     click.option("--limit", type=float, help="Score only so many documents of each task (for trying things out)."),
     click.option("--gen-kwargs", default="", help="Generation arguments: key=value,key=value, or JSON."),
-    click.option("--apply-chat-template", is_flag=True, help="Wrap requests in the model's chat template."),
+    click.option(
+        "--apply-chat-template",
+        is_flag=False,
+        flag_value="true",
+        help="Wrap requests in the model's chat template, or in that of the name given.",
+    ),
     click.option(
         "--fewshot-as-multiturn",
         type=bool,
@@ -45,6 +51,7 @@ EVALUATION_OPTIONS = (
         help="Examples as turns of a chat (default).",
     ),
     click.option("--system-instruction", help="Text at the start of every request."),
+    click.option("--trust-remote-code", is_flag=True, help="Allow models to bring code of their own."),
     click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run model-written code."),
 )
 

@@ -1,7 +1,7 @@
 """Sections whose keys are the fields of a library's configuration class, and keys that a schema does not know."""
 
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -84,6 +84,21 @@ class Fields:
         if "did you mean" in suggestion:
             return where + suggestion
         return f"{where}; see {self._owner}'s documentation of {self._config.__name__}"
+
+
+def section_fields(config: type, owned: Collection[str]) -> dict[str, Any]:
+    """Return the fields of a configuration dataclass as pydantic's `create_model` takes them.
+
+    Args:
+        config: The dataclass; all its fields have defaults.
+        owned: The fields to leave out.
+
+    Returns:
+        Type and default by name.
+    """
+    hints, example = _hints(config), config()
+    kept = [field.name for field in fields(config) if field.name not in owned]
+    return {name: (hints[name], getattr(example, name)) for name in kept}
 
 
 def unknown_keys(annotation: Any, value: Any, where: str = "") -> Iterator[str]:

@@ -4,21 +4,21 @@ The schema is pydantic's; unknown keys are refused, and all problems are reporte
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails
 
 from ordermerge.config.schema import (
+    EVALUATION_OWNED,
     MADE_WITH,
     EvaluationSection,
     Experiment,
 )
 from ordermerge.errors import UserError, did_you_mean, quoted
-from ordermerge.readers import parse_yaml, read_yaml
+from ordermerge.readers import read_yaml
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -55,39 +55,10 @@ def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
     Raises:
         UserError: With every problem found.
     """
-    given = dict(values)
-    for key in ("model_args", "gen_kwargs", "metadata"):
-        if isinstance(text := given.get(key), str):
-            given[key] = read_pairs(key, text)
-    if str(given.get("batch_size")).isdigit():
-        given["batch_size"] = int(given["batch_size"])
     try:
-        return EvaluationSection.model_validate(given)
+        return EvaluationSection.model_validate(values)
     except ValidationError as error:
         raise UserError(_sentence(detail) for detail in error.errors()) from None
-
-
-def read_pairs(name: str, text: str) -> dict[str, Any]:
-    """Read `key=value,key=value`, where commas within brackets belong to a value, or a JSON object.
-
-    Args:
-        name: What the text is, for the message.
-        text: The text; values are numbers, booleans, lists or text.
-
-    Raises:
-        UserError: If it is neither.
-    """
-    refusal = UserError(f"{name}: must be key=value,key=value or a JSON object; got {quoted(text)}")
-    try:
-        if text.lstrip().startswith("{"):
-            return dict(from_json(text, allow_inf_nan=False))
-        pairs = [pair.partition("=") for pair in re.split(r",(?![^\[{]*[\]}])", text)]
-        if bad := [key for key, equals, _ in pairs if not equals]:
-            refusal = UserError(f"{name}: must be key=value,key=value; got {quoted(bad[0])} in {quoted(text)}")
-            raise refusal
-        return {key.strip(): _value(name, value) for key, _, value in pairs}
-    except ValueError:
-        raise refusal from None
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -136,6 +107,8 @@ def _sentence(detail: ErrorDetails) -> str:
     """Turn one of pydantic's errors into a sentence that names the key, and the remedy where there is one."""
     where = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained-"))
     if detail["type"] == "extra_forbidden":
+        if detail["loc"][0] == "evaluation" and (why := EVALUATION_OWNED.get(str(detail["loc"][-1]))):
+            return f"`{where}` cannot be set: {why}; got {quoted(detail['input'])}, remove it"
         return f"unknown key `{where}`{did_you_mean(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]))}"
     if detail["type"] == "missing":
         return f"key `{where}` is missing"
@@ -154,8 +127,3 @@ def _keys_at(location: Sequence[int | str]) -> list[str]:
         sections = [annotation, *getattr(annotation, "__args__", ())]
         fields = next(s for s in sections if isinstance(s, type) and issubclass(s, BaseModel)).model_fields
     return [name for name in fields if name != "directory"]
-
-
-def _value(name: str, text: str) -> Any:
-    # YAML 1.1 takes 1e-5 for text.
-    return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else parse_yaml(text, name)

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from lm_eval._cli.utils import key_val_to_dict, try_parse_json
+from lm_eval.config.evaluate_config import EvaluatorConfig
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
 
+from ordermerge.config.library_fields import section_fields
 from ordermerge.errors import quoted
 
 
@@ -126,43 +129,75 @@ class CheckpointsSection(Section):
     resume_every: Cadence | None = None
 
 
-class EvaluationSection(Section):
-    """What lm-evaluation-harness is asked for; the names are its own.
+def _read_pairs(value: object) -> object:
+    """Read `key=value,key=value` or a JSON object as lm-eval's command does."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return try_parse_json(value) if value.lstrip().startswith("{") else key_val_to_dict(value)
+    except ValueError:
+        raise ValueError(f"must be key=value,key=value or a JSON object; got {value!r}") from None
+
+
+def _read_switch(value: object) -> object:
+    """Take the words of a command line for what they say; other text is the name of a chat template."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+Pairs = Annotated[dict[str, Any], BeforeValidator(_read_pairs)]
+
+
+# What `ordermerge` decides itself of an evaluation; lm-eval's own command takes them.
+_PLACED = "`ordermerge` keeps lm-eval's results and samples where it finds them again"
+_COMPARED = "all models are scored alike, so that they can be compared"
+_LOGGED = "results are written to files; log them from there"
+EVALUATION_OWNED = {
+    "config": "the `evaluation` section is the configuration",
+    "output_path": _PLACED,
+    "log_samples": _PLACED,
+    "predict_only": "without scores there is nothing to compare",
+    "use_cache": "scores are kept with what they were made from; a cache does not know the model's weights",
+    "cache_requests": "a cache of requests does not know the tasks' files",
+    "seed": _COMPARED,
+    "samples": "score fewer documents with `limit`, or choose them in a task file of your own",
+    "check_integrity": "it tests lm-eval's own tasks",
+    "write_out": "it prints prompts; look at the sample files",
+    "show_config": _PLACED,
+    "verbosity": "set the environment variable LMEVAL_LOG_LEVEL",
+    "wandb_args": _LOGGED,
+    "wandb_config_args": _LOGGED,
+    "hf_hub_log_args": _LOGGED,
+    "trackio_args": _LOGGED,
+}
+_EvaluatorFields: Any = create_model(
+    "_EvaluatorFields", __base__=Section, **section_fields(EvaluatorConfig, EVALUATION_OWNED)
+)
+
+
+class EvaluationSection(_EvaluatorFields):
+    """What lm-evaluation-harness is asked for: the fields of its EvaluatorConfig, less `EVALUATION_OWNED`.
+
+    Those that `ordermerge` defines otherwise:
 
     Attributes:
-        tasks: Task names.
-        include_path: Folder of local task YAML files.
-        model: lm-eval's model backend.
-        model_args: Further arguments of the backend.
-        batch_size: A number, or "auto".
+        tasks: Task names, at least one.
+        batch_size: A number, or "auto", as lm-eval's command takes it.
         max_batch_size: The largest that "auto" may choose.
         device: Such as "cuda:0"; the first GPU, or the CPU where there is none, if not given.
-        num_fewshot: Examples before each question.
-        limit: Score only this many documents (or this fraction) of each task.
-        apply_chat_template: Whether to wrap requests in the model's chat template, or the name of one of its templates.
-        fewshot_as_multiturn: Whether examples are turns of their own in a chat; lm-eval's default is yes.
-        system_instruction: Text at the start of every request.
+        model_args: Further arguments of the backend; this and the next two also as text, `key=value,key=value` or JSON.
         gen_kwargs: Generation arguments; they go before those of the tasks.
         metadata: What the tasks' readers of data are given, such as `data_files`.
-        confirm_run_unsafe_code: Consent to run model-written code, for the tasks that ask for it.
         ensemble: Whether to score the mean of the sub-models' probabilities too, beside the merges.
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
-    include_path: str | None = None
-    model: str = "hf"
-    model_args: dict[str, Any] = {}
+    apply_chat_template: Annotated[bool | str, BeforeValidator(_read_switch)] = False
     batch_size: int | str = 1
     max_batch_size: Annotated[int, Field(gt=0)] | None = None
     device: str | None = None
-    num_fewshot: int | None = None
-    limit: float | None = None
-    apply_chat_template: bool | str = False
-    fewshot_as_multiturn: bool | None = None
-    system_instruction: str | None = None
-    gen_kwargs: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
-    confirm_run_unsafe_code: bool = False
+    model_args: Pairs = Field(default_factory=dict)
+    gen_kwargs: Pairs = Field(default_factory=dict)
+    metadata: Pairs = Field(default_factory=dict)
     ensemble: bool = False
 
 

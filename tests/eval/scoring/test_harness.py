@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ordermerge.cli import main
-from ordermerge.config.load import evaluation_section, read_pairs
+from ordermerge.config.load import evaluation_section
 from ordermerge.errors import UserError
 
 
@@ -99,19 +99,26 @@ def test_vllm_is_given_the_folder_and_its_arguments_and_no_device(tmp_path, fami
         ("a=1,b=x", {"a": 1, "b": "x"}),
         ("lr=1e-5,t=0.5,on=true", {"lr": 1e-5, "t": 0.5, "on": True}),
         ("until=['a','b'],n=2", {"until": ["a", "b"], "n": 2}),
-        ("a={x: 1, y: 2}", {"a": {"x": 1, "y": 2}}),
+        ('a={"x": 1, "y": 2}', {"a": {"x": 1, "y": 2}}),
+        ('a=[[1,2],[3,4]],stop="a,b"', {"a": [[1, 2], [3, 4]], "stop": "a,b"}),
+        ("answer=no,day=2020-01-01", {"answer": "no", "day": "2020-01-01"}),
         ("a=b=c", {"a": "b=c"}),
         ('{"a": "{{x}}, y", "b": null}', {"a": "{{x}}, y", "b": None}),
     ],
 )
-def test_read_pairs_takes_both_forms(text, pairs):
-    assert read_pairs("gen_kwargs", text) == pairs
+def test_pairs_are_read_in_both_forms(text, pairs):
+    assert evaluation_section({"tasks": ["t"], "gen_kwargs": text}).gen_kwargs == pairs
 
 
-@pytest.mark.parametrize("text", ["a", "a=1,b", '{"a": ', "a=[1", "{a}]"])
-def test_read_pairs_refuses_other_text_by_name(text):
-    with pytest.raises(UserError, match=r"^metadata: must be key=value,key=value"):
+@pytest.mark.parametrize("text", ["a", "a=1,b", '{"a": ', "{a}]"])
+def test_other_text_is_refused_by_name(text):
+    with pytest.raises(UserError, match=r"^`metadata` must be key=value,key=value or a JSON object; got "):
         evaluation_section({"tasks": ["t"], "metadata": text})
+
+
+def test_what_is_decided_here_cannot_be_set():
+    with pytest.raises(UserError, match=r"^unknown key `output_path`"):
+        evaluation_section({"tasks": ["t"], "output_path": "x"})
 
 
 def test_tasks_command_prints_the_folder():
