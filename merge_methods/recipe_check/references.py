@@ -47,6 +47,8 @@ def with_absolute_paths(reference: ModelReference) -> ModelReference:
         path = Path(part.path).expanduser()
         return ModelPath(path=os.path.abspath(path)) if path.exists() and not part.revision else part
 
+    if (reference.lora or reference.model.revision) and (whole := local_folder(str(reference))):
+        return reference.model_copy(update={"model": ModelPath(path=str(whole)), "lora": None})  # one folder's name
     lora = absolute(reference.lora) if reference.lora else None
     return reference.model_copy(update={"model": absolute(reference.model), "lora": lora})
 

@@ -102,7 +102,7 @@ def download(model: str, cache_dir: str | None = None) -> Path:
         UserError: If it cannot be had.
     """
     from huggingface_hub import list_repo_files, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     name, revision = hub_revision(model)
     try:
@@ -116,7 +116,7 @@ def download(model: str, cache_dir: str | None = None) -> Path:
             f"model {model}: no such folder (looked in {Path.cwd()}), nor whole in the Hugging Face cache, and this "
             f"machine is to stay offline (HF_HUB_OFFLINE); download it where there is a network: `hf download {name}`"
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # huggingface_hub and the HTTP library below it raise many kinds
         reason = shortened(" ".join(str(error).split()), 300)
         raise UserError(f"model {model}: no such folder (looked in {Path.cwd()}), and the hub says: {reason}") from None
     return Path(found)

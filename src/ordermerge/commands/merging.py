@@ -73,7 +73,7 @@ def merge(
     started, made_from = time.time(), step.made_from() if step else {}
     config = MergeConfiguration.model_validate(recipe)
     named = map_models(config, with_absolute_paths)  # for the card: mergekit looks a bare relative name up online
-    _fetch(config, options)
+    _fetch(named, options)
     with new_directory(out) as partial:
         staged = stage(config, partial.parent / "models", cache_dir=options.transformers_cache)
         require_space(out, _bytes_needed(staged, options.lora_merge_cache), f"the merge of {recipe_path}")
