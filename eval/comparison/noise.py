@@ -50,12 +50,16 @@ class Power:
         wrong_sign: Chance that one run each gets its sign wrong, by the orders alone.
         wrong_sign_here: The same with the noise that so many documents add.
         runs: Runs of each way that show it with a chance of `POWER`, by the orders alone; None without order noise.
+        wrong_sign_interval: Of `wrong_sign`, by the interval of the order sigma.
+        runs_interval: Of `runs`, likewise.
     """
 
     difference: float
     wrong_sign: float
     wrong_sign_here: float
     runs: float | None
+    wrong_sign_interval: tuple[float, float]
+    runs_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -248,18 +252,14 @@ def print_noise(report: NoiseReport, file: IO[str] | None = None) -> None:
     ]
     print_columns(header, lines, notes, file)
     for one in report.noise:
-        print(f"\n{_title(one)}, one run each of two ways of training:", file=file)
+        print(f"\n{_title(one)}, one run each of two ways of training (with the order sigma's interval):", file=file)
         columns = [
             "true difference",
             "wrong sign",
             "with these documents",
             f"runs each, {report.target_power:.0%} power",
         ]
-        rows = [
-            [digits(p.difference), f"{p.wrong_sign:.3f}", f"{p.wrong_sign_here:.3f}",
-             "" if p.runs is None else f"{math.ceil(p.runs):,}"]
-            for p in one.power
-        ]  # fmt: skip
+        rows = [[digits(p.difference), _chance(p), f"{p.wrong_sign_here:.3f}", _runs(p)] for p in one.power]
         print_columns(columns, rows, file=file)
     if report.gains:
         print("\nMerged model less the mean of its single ones, over families of orders:", file=file)
@@ -316,15 +316,19 @@ def _noise_of(
         item_sigma=math.sqrt(found.noise),
         removable=min(found.noise / found.total, 1.0) if found.total else 0.0,
         document_sigma=math.sqrt(found.documents),
-        power=[
-            Power(
-                difference,
-                wrong_sign_chance(difference, sigma),
-                wrong_sign_chance(difference, math.sqrt(found.orders + found.noise)),
-                runs_per_arm(difference, sigma) if sigma else None,
-            )
-            for difference in asked
-        ],
+        power=[_power(difference, found) for difference in asked],
+    )
+
+
+def _power(difference: float, found: Components) -> Power:
+    sigma, ends = math.sqrt(found.orders), (math.sqrt(found.orders_low), math.sqrt(found.orders_high))
+    return Power(
+        difference,
+        wrong_sign_chance(difference, sigma),
+        wrong_sign_chance(difference, math.sqrt(found.orders + found.noise)),
+        runs_per_arm(difference, sigma) if sigma else None,
+        (wrong_sign_chance(difference, ends[0]), wrong_sign_chance(difference, ends[1])),
+        (runs_per_arm(difference, ends[0]), runs_per_arm(difference, ends[1])),
     )
 
 
@@ -346,6 +350,16 @@ def _gains(
             }
             mean, low, high = mean_interval(list(gains.values()))
             yield FamilyGain(*key, merge, gains, mean, low, high)
+
+
+def _chance(power: Power) -> str:
+    low, high = power.wrong_sign_interval
+    return f"{power.wrong_sign:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _runs(power: Power) -> str:
+    low, high = (max(math.ceil(runs), 1) for runs in power.runs_interval)
+    return "" if power.runs is None else f"{math.ceil(power.runs):,} ({low:,} to {high:,})"
 
 
 def _title(one: OrderNoise | FamilyGain | LeftOut) -> str:

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from ordermerge.cli import main
-from ordermerge.eval.comparison.noise import variance_components
+from ordermerge.eval.comparison.noise import runs_per_arm, variance_components, wrong_sign_chance
 from ordermerge.eval.statistics import mean_interval
 
 Save = Callable[..., Path]
@@ -67,7 +67,11 @@ def test_a_run_gives_the_components_of_its_orders(save: Save, tmp_path: Path) ->
         (math.sqrt(expected.orders_low), math.sqrt(expected.orders_high))
     )
     assert one["removable"] == pytest.approx(min(1, expected.noise / expected.total))
-    assert [power["difference"] for power in one["power"]] == [0.05]
+    (power,) = one["power"]
+    ends = one["order_low"], one["order_high"]
+    assert power["wrong_sign_interval"] == pytest.approx([wrong_sign_chance(0.05, sigma) for sigma in ends])
+    assert power["runs_interval"] == pytest.approx([runs_per_arm(0.05, sigma) for sigma in ends])
+    assert power["difference"] == 0.05
     assert report["gains"] == []
     (sigmas,) = found(run)["noise"]
     assert [round(power["wrong_sign"], 3) for power in sigmas["power"]][:3] == [0.444, 0.389, 0.336]
