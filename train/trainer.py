@@ -16,6 +16,20 @@ from trl import SFTConfig, SFTTrainer
 from ordermerge.train.chats import CHAT, tokenise_chats
 from ordermerge.train.samples import SAMPLE_ID
 
+# What is overridden, called, read or written here and in the modules around of the trainers' private members; another
+# release of transformers or TRL may do without them and say nothing.
+PRIVATE_METHODS = (
+    "_get_output_dir",
+    "_get_train_sampler",
+    "_prepare_dataset",
+    "_save",
+    "_save_checkpoint",
+    "_send_telemetry",
+    "_set_signature_columns_if_needed",
+)
+PRIVATE_STATE = ("_globalstep_last_logged", "_signature_columns", "_total_loss_scalar", "_tr_loss")
+PRIVATE_ARGUMENTS = ("_n_gpu",)
+
 
 class OrderSampler(Sampler[int]):
     """Yields an epoch's permutation.

@@ -154,8 +154,8 @@ def test_a_task_that_a_model_lacks_is_left_out_and_the_others_are_compared(tmp_p
     assert [(left.task, left.reason) for left in report.left_out] == [("u", "order_1 has no such score")]
 
 
-@pytest.mark.parametrize(("by_size", "shares"), [(True, (0.2, 0.8)), (False, (0.5, 0.5))])
-def test_groups_weigh_their_tasks_as_lm_eval_did(tmp_path, by_size, shares):
+@pytest.mark.parametrize("shares", [(0.2, 0.8), (0.5, 0.5)], ids=["by size", "alike"])
+def test_groups_weigh_their_tasks_as_lm_eval_did(tmp_path, shares):
     parts = {name: (values[:8], values[8:]) for name, values in SCORES.items()}
     for name, (a, b) in parts.items():
         score = shares[0] * np.mean(a) + shares[1] * np.mean(b)
@@ -169,7 +169,8 @@ def test_groups_weigh_their_tasks_as_lm_eval_did(tmp_path, by_size, shares):
     found = find(report, "selected", "weighted_average", "g")
     means = [np.mean(x) - np.mean(y) for x, y in zip(parts["selected"], parts["average"], strict=True)]
     assert found.difference == pytest.approx(np.dot(shares, means))
-    assert (found.documents, found.p_value_exact) == (N, by_size or found.p_value_exact)
+    assert found.documents == N
+    assert found.p_value_exact  # a document weighs a whole number of 1/40 or, in equal tasks, of 1/64
     assert report.subtasks == {"g": ["a", "b"], "inner": ["a", "b"]}
     assert len(report.comparisons) == 5 * 4
 
