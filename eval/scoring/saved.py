@@ -50,20 +50,19 @@ class TaskConfig(TypedDict, total=False):
 
 
 # lm-eval's results file, as far as it is read again. (A class could not have a key `n-shot`.)
-ResultsFile = with_config(ConfigDict(extra="allow"))(
-    TypedDict(
-        "ResultsFile",
-        {
-            "results": dict[str, dict[str, Any]],
-            "config": NotRequired[RunConfig],
-            "higher_is_better": NotRequired[dict[str, dict[str, bool | None] | None]],
-            "group_subtasks": NotRequired[dict[str, list[str]]],
-            "configs": NotRequired[dict[str, TaskConfig]],
-            "versions": NotRequired[dict[str, Any]],
-            "n-shot": NotRequired[dict[str, Any]],
-        },
-    )
+ResultsFile = TypedDict(
+    "ResultsFile",
+    {
+        "results": dict[str, dict[str, Any]],
+        "config": NotRequired[RunConfig],
+        "higher_is_better": NotRequired[dict[str, dict[str, bool | None] | None]],
+        "group_subtasks": NotRequired[dict[str, list[str]]],
+        "configs": NotRequired[dict[str, TaskConfig]],
+        "versions": NotRequired[dict[str, Any]],
+        "n-shot": NotRequired[dict[str, Any]],
+    },
 )
+with_config(ConfigDict(extra="allow"))(ResultsFile)
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -5,7 +5,7 @@ import math
 import re
 import stat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _MOST_DEPTH:
             raise _Refused(f"more than {_MOST_DEPTH} levels deep", mark)
-        node = super().compose_node(parent, index)
+        node = cast(yaml.Node, super().compose_node(parent, index))
         self._depth -= 1
         if node.end_mark is None:
             raise _Refused("an alias stands within what it stands for", mark)
@@ -62,13 +62,13 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(f"more than {_MOST_VALUES:,} values, or {_MOST_CHARACTERS:,} characters", mark)
         return node
 
-    def compose_scalar_node(self, anchor: Any) -> yaml.Node:
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
         if _NO_TEXT.search(node.value):
             raise _Refused(f"{quoted(node.value)} holds what is no character", node.start_mark)
         return node
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.Node:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:

@@ -136,7 +136,8 @@ def _read_csv(path: Path) -> list[Record]:
             header = next(reader, [])
             if twice := [name for name in header if header.count(name) > 1]:
                 raise UserError(f"{path}: column {twice[0]!r} stands twice in the header; rename one")
-            records, start = [], reader.line_num
+            records: list[Record] = []
+            start = reader.line_num
             for row in reader:
                 start, line = reader.line_num, start + 1
                 if row and len(row) != len(header):

@@ -1,5 +1,8 @@
 """The run directory: its files' names, and their readers."""
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "experiment.yml"  # the resolved experiment
 REPORT = "report.md"
+FAILURE = "last_failure.log"  # the traceback of what the last command here ended with
 BASE = "base"  # the base model's name in tables
 ENSEMBLE = "ensemble"  # the name in tables of all sub-models at once
 ORDER_RECORD = "order/order.json"  # in a sub-model's folder: its record, and its marker
@@ -129,6 +133,27 @@ def imbalance_folder(run: Path) -> Path:
         run: The run directory.
     """
     return run / "imbalance"
+
+
+@contextmanager
+def failure_noted(run: Path) -> Iterator[None]:
+    """Write what the block ends with, if it is an error, to the run directory, with its traceback.
+
+    Args:
+        run: The run directory; if it is not there, nothing is written.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):  # a full disk must not hide the error
+            if run.is_dir():
+                (run / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+    with suppress(OSError):
+        (run / FAILURE).unlink(missing_ok=True)
 
 
 def open_run(run: Path) -> Experiment:

@@ -206,3 +206,19 @@ def test_dry_run_reads_the_data(experiment: Path) -> None:
     assert done.exit_code == 1
     assert "frage" in done.output
     assert "known" in done.output or "question" in done.output
+
+
+def test_a_failure_is_noted_with_its_traceback_and_shown_when_asked_for(experiment: Path) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    experiment.write_text(yaml.safe_dump({**content, "merges": {}, "evaluation": None}))
+    change(experiment, "sft", learning_rate=1e30)
+    failed = run(experiment)
+    assert failed.exit_code == 1
+    assert "Traceback" not in failed.output
+    log = experiment.parent / "runs" / "tiny" / "last_failure.log"
+    assert "Traceback" in log.read_text()
+    command = ["--debug", "run", str(experiment), "--runs-dir", str(experiment.parent / "runs")]
+    assert "Traceback" in CliRunner(env={"ORDERMERGE_DEBUG": None}).invoke(main, command).output
+    change(experiment, "sft", learning_rate=1.0e-3)
+    assert run(experiment).exit_code == 0
+    assert not log.exists()

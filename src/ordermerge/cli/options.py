@@ -1,6 +1,8 @@
 """What the commands share: options, lm-eval's own among them, and how a user's mistake is told."""
 
 import functools
+import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import click
 
 from ordermerge.errors import UserError, printable, shortened
 
+DEBUG = "ORDERMERGE_DEBUG"  # environment variable: show tracebacks
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
@@ -113,6 +116,8 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
             if isinstance(error, (UserError, OSError)) or type(error).__name__ == "SafetensorError":
+                if os.environ.get(DEBUG):
+                    traceback.print_exc()
                 raise click.ClickException(shortened(printable(str(error)))) from error
             raise
 

@@ -133,11 +133,11 @@ def _plain(value: Any) -> str:
 def _eval_result(row: Row, file: Path) -> EvalResult:
     task = read_results(file).get("configs", {}).get(row.task, {})
     dataset = task.get("dataset_path")
-    on_hub = isinstance(dataset, str) and dataset not in _LOADERS and not Path(dataset).exists()
+    on_hub = dataset if isinstance(dataset, str) and dataset not in _LOADERS and not Path(dataset).exists() else None
     noted = {"stderr": row.stderr, "documents": row.n, "num_fewshot": task.get("num_fewshot")}
     return EvalResult(
         task_type="text-generation",
-        dataset_type=dataset if on_hub else row.task,
+        dataset_type=on_hub or row.task,
         dataset_name=row.task,
         dataset_config=task.get("dataset_name") if on_hub else None,
         dataset_split=task.get("test_split") or task.get("validation_split"),

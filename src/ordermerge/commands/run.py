@@ -29,7 +29,7 @@ from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
-from ordermerge.run_directory import EXPERIMENT, evaluation_folder, recipe_file, scored_models
+from ordermerge.run_directory import EXPERIMENT, evaluation_folder, failure_noted, recipe_file, scored_models
 from ordermerge.stages import STAGES, Step
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
@@ -62,21 +62,8 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     _print_plan(plan, todo)
     if dry_run:
         return
-    for step in plan.steps:
-        if step.stage == force:
-            (step.output / step.marker).unlink(missing_ok=True)
-            shutil.rmtree(partial_directory(step.output).parent, ignore_errors=True)
-    _write_resolved(experiment, path, run_directory)
-    rows: list[Row] = []
-    for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
-        rows = _CARRY_OUT[stage](plan, list(steps)) or rows
-    comparison = compare_run(plan) if rows else None
-    write_cards(run_directory)
-    report = write_report(run_directory)
-    print_table(rows)
-    if comparison:
-        print_comparison(comparison)
-    click.echo(f"report: {report}")
+    with failure_noted(run_directory):
+        _carry_out(plan, path, force)
 
 
 def train_experiment(
@@ -101,9 +88,10 @@ def train_experiment(
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     on_main(lambda: _write_resolved(experiment, path, run_directory))
-    if on_ray is not None:
-        return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
-    return train_orders(experiment, run_directory, only=only)
+    with failure_noted(run_directory):
+        if on_ray is not None:
+            return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
+        return train_orders(experiment, run_directory, only=only)
 
 
 def check_file(path: Path) -> str:
@@ -125,6 +113,24 @@ def check_file(path: Path) -> str:
     for warning in recipe_warnings(content) if kind == "recipe" else []:
         click.echo(f"warning: {warning}", err=True)
     return kind
+
+
+def _carry_out(plan: Plan, path: Path, force: str | None) -> None:
+    for step in plan.steps:
+        if step.stage == force:
+            (step.output / step.marker).unlink(missing_ok=True)
+            shutil.rmtree(partial_directory(step.output).parent, ignore_errors=True)
+    _write_resolved(plan.experiment, path, plan.run_directory)
+    rows: list[Row] = []
+    for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
+        rows = _CARRY_OUT[stage](plan, list(steps)) or rows
+    comparison = compare_run(plan) if rows else None
+    write_cards(plan.run_directory)
+    report = write_report(plan.run_directory)
+    print_table(rows)
+    if comparison:
+        print_comparison(comparison)
+    click.echo(f"report: {report}")
 
 
 def _print_plan(plan: Plan, todo: list[Step]) -> None:
