@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any, cast
 
 import numpy
 import torch
+from huggingface_hub import constants
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -21,12 +24,16 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME as SAFE
+from transformers.utils import is_liger_kernel_available
 
 from ordermerge.config.schema import Experiment
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, shortened
 from ordermerge.files import fingerprint_path
-from ordermerge.train.lora import make_dense
-from ordermerge.train.sft_config import TRAINING_SEED
+from ordermerge.models import model_folder
+from ordermerge.train.lora import adapter_problems, make_dense
+from ordermerge.train.sft_config import TRAINING_SEED, make_config
+from ordermerge.weights import FLOATS, Unreadable, stored_tensors
 
 
 @dataclass(frozen=True)
@@ -67,18 +74,112 @@ def load_model(experiment: Experiment) -> BaseModel:
     """
     set_seed(TRAINING_SEED)
     section = experiment.model
-    options = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
-    options |= experiment.sft.get("model_init_kwargs") or {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            experiment.model.path, dtype=section.dtype, revision=section.revision, **options
+            section.path, dtype=section.dtype, revision=section.revision, **_options(experiment)
         )
         generation_config = getattr(model, "generation_config", None)
         if generation_config is not None:
             generation_config.validate(strict=True)  # else saving it would fail, when all the training is done
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its own code, an absent package, a damaged file
         raise UserError(_unloadable(experiment, "model", error)) from error
     return BaseModel(model, copy.deepcopy(model.config), copy.deepcopy(generation_config))
+
+
+def is_within_reach(experiment: Experiment) -> bool:
+    """Return whether the hub need not be asked for the base model: it is here, or must be, as the hub is out of reach.
+
+    Args:
+        experiment: The experiment.
+    """
+    return model_folder(experiment.model.reference) is not None or constants.HF_HUB_OFFLINE
+
+
+def check_base(experiment: Experiment) -> list[str]:
+    """Return what keeps the base model from being trained, as far as its configuration tells; no weight is read.
+
+    Args:
+        experiment: The experiment, its `sft` and `lora` sections checked.
+    """
+    if not is_within_reach(experiment):
+        return []
+    try:
+        model = model_outline(experiment)
+        load_tokenizer(experiment)
+    except UserError as error:
+        return error.problems
+    with warnings.catch_warnings(action="ignore"):  # said when training begins
+        args = make_config(experiment, Path("unused"))
+    problems = _shape_problems(experiment, model)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except Exception as error:  # of an absent package, of wrong `optim_args`
+        problems.append(f"`sft.optim`: {getattr(args.optim, 'value', args.optim)} cannot be had: {_reason(error)}")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        problems.append("`sft.use_liger_kernel`: needs the package liger-kernel, which is not installed; install it")
+    checkpointing = args.gradient_checkpointing or args.activation_checkpointing
+    if checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+        problems.append(
+            f"`model.path`: {type(model).__name__} does not support gradient checkpointing, TRL's default; set "
+            "`sft.gradient_checkpointing: false`"
+        )
+    return problems + adapter_problems(experiment, model)
+
+
+def _shape_problems(experiment: Experiment, model: PreTrainedModel) -> list[str]:
+    """Return why the stored weights do not go with the model's configuration, from their headers."""
+    folder = model_folder(experiment.model.reference)
+    try:
+        stored = (folder and any((folder / f"{SAFE}{end}").is_file() for end in ("", ".index.json"))
+                  and stored_tensors(folder)) or {}  # fmt: skip
+    except Unreadable as error:
+        return [f"`model.path`: {folder}: {error}"]
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return [
+        f"`model.path`: {folder}: `{name}` is stored as {list(tensor.shape)}, where config.json makes it "
+        f"{list(wanted[name])}; save the model again with `save_pretrained`"
+        for name, tensor in stored.items()
+        if tensor.shape is not None and name in wanted and tensor.shape != wanted[name] and tensor.dtype in FLOATS
+    ][:1]
+
+
+def model_outline(experiment: Experiment) -> PreTrainedModel:
+    """Return the base model without its weights: modules, names and shapes, as its configuration gives them.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        UserError: If transformers cannot make such a model.
+    """
+    section, options = experiment.model, _options(experiment)
+    trust = options.pop("trust_remote_code")
+    try:
+        config, options = AutoConfig.from_pretrained(
+            section.path, revision=section.revision, trust_remote_code=trust, return_unused_kwargs=True, **options
+        )
+        options = {name: value for name, value in options.items() if name == "attn_implementation"}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, section.dtype), trust_remote_code=trust, **options
+            )
+        if model_folder(section.reference) and model.can_generate():
+            _generation_config(experiment).validate(strict=True)
+    except Exception as error:  # its own code, an absent package, a damaged file
+        raise UserError(_unloadable(experiment, "model", error)) from error
+    return model
+
+
+def _generation_config(experiment: Experiment) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(experiment.model.path, revision=experiment.model.revision)
+    except OSError:  # it has none
+        return GenerationConfig()
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    trust = {"trust_remote_code": experiment.sft.get("trust_remote_code", False)}
+    return trust | (experiment.sft.get("model_init_kwargs") or {})
 
 
 def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
@@ -94,7 +195,7 @@ def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
     trust = experiment.sft.get("trust_remote_code", False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=experiment.model.revision, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its own code, an absent package, a damaged file
         raise UserError(_unloadable(experiment, "tokenizer", error)) from error
     if tokenizer.eos_token is None:
         raise UserError(
@@ -191,5 +292,10 @@ def _save_weights(trainer: Trainer, experiment: Experiment, directory: Path) -> 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:
     path = experiment.model.path
     where = path if experiment.model.is_local else f"{path!r} (no such folder here, so a hub id)"
-    reason = " ".join(str(error).split())[:400]
-    return f"`model.path`: the {what} of {where} cannot be loaded: {reason}"
+    return f"`model.path`: the {what} of {where} cannot be loaded: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    # transformers goes on with the names of some hundred configurations, and others with the whole of one.
+    text = " ".join(str(error).split()).partition(" Model type should be one of")[0]
+    return shortened(text, 400) or type(error).__name__

@@ -3,12 +3,12 @@
 import warnings
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from ordermerge.config.library_fields import Fields
 from ordermerge.config.schema import Experiment
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, did_you_mean, shortened
 
 # Starting values that leave the base model's weights alone. The others (pissa, olora, loftq, eva, ...) rewrite them,
 # or look at data first.
@@ -94,13 +94,47 @@ def check_tied(model: PreTrainedModel) -> None:
         UserError: If its embeddings were tied and no longer are.
     """
     given, computed = model.get_input_embeddings(), model.get_output_embeddings()
-    if not model.config.tie_word_embeddings or computed is None:
+    # Configurations that come with a model's own code may not have the field.
+    if not getattr(model.config, "tie_word_embeddings", False) or computed is None:
         return
     if given.weight is not computed.weight:
         raise UserError(
             "`lora` would untie the base model's embeddings, which its config ties; leave the embeddings and the "
             "output layer out of `modules_to_save` and `target_modules`, or set `ensure_weight_tying: true`"
         )
+
+
+def adapter_problems(experiment: Experiment, model: PreTrainedModel) -> list[str]:
+    """Return why the adapters of an experiment do not go with its base model; the model is changed.
+
+    Args:
+        experiment: An experiment whose `lora` section has been checked.
+        model: The base model; its weights are not looked at.
+    """
+    config = lora_config(experiment)
+    if config is None:
+        return []
+    names = [name for name, _ in model.named_modules() if name]
+    problems = []
+    for key in ("target_modules", "modules_to_save"):
+        wanted = getattr(config, key) or ()
+        for name in sorted(wanted) if not isinstance(wanted, str) else ():
+            if not any(module == name or module.endswith(f".{name}") for module in names):
+                known = sorted({module.rpartition(".")[2] for module in names} - set("0123456789"))
+                problems.append(f"`lora.{key}`: the base model has no module {name!r}{did_you_mean(name, known)}")
+    if problems:
+        return problems
+    config.init_lora_weights = False  # there are no weights to start from here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            get_peft_model(model, config)
+        check_tied(model)
+    except UserError as error:
+        return error.problems
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        return [f"`lora`: PEFT refuses the base model: {shortened(' '.join(str(error).split()), 400)}"]
+    return []
 
 
 def make_dense(model: PreTrainedModel, directory: Path) -> None:

@@ -34,7 +34,7 @@ from ordermerge.train.order_file import check_orders, order_inputs
 from ordermerge.train.order_record import describe, outcome, outcome_lines, warnings, write_record
 from ordermerge.train.samples import Samples, check_data, data_file, load_samples
 from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
-from ordermerge.train.tokenized import Prepared, prepare, require_agreement
+from ordermerge.train.tokenized import Prepared, fit_problems, prepare, require_agreement
 from ordermerge.train.trainer import OrderTrainer
 
 
@@ -201,7 +201,7 @@ def make_trainer(
         )
     except UserError:
         raise
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         raise UserError(f"TRL's SFTTrainer refuses the model, the data, `sft` or `lora`: {error}") from error
     check_tied(base.model)
     trainer.state_directory = state_directory(directory)
@@ -249,6 +249,8 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             if prepared is None:
                 prepared = prepare(experiment, samples, trainer)
                 require_agreement(samples, prepared)
+                if problems := fit_problems(base.model, tokenizer, prepared):
+                    raise UserError(problems)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     say(f"warning: {warning}")
             trainer.permutations = prepared.orders[step.inputs["order"]]

@@ -166,6 +166,6 @@ def _check_whole(experiment: Experiment) -> list[str]:
     """Return what SFTConfig itself objects to."""
     try:
         make_config(experiment, Path("unused"))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         return [f"`sft`: TRL's SFTConfig refuses it: {error}"]
     return []

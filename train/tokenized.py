@@ -1,14 +1,16 @@
 """The samples as they are trained on, tokenised and cut, and the orders over them."""
 
 import dataclasses
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import pyarrow.compute
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from ordermerge.config.schema import Experiment
@@ -16,7 +18,7 @@ from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint
 from ordermerge.train import distributed
-from ordermerge.train.base_model import load_tokenizer
+from ordermerge.train.base_model import load_tokenizer, model_outline
 from ordermerge.train.order_file import given_orders
 from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints
 from ordermerge.train.samples import SAMPLE_ID, Samples, load_samples
@@ -39,6 +41,10 @@ _FIELDS = frozenset(
         "trust_remote_code",
     }
 )
+
+
+# How models name the tables of positions that they have learned.
+_POSITIONS = re.compile(r"wpe$|pos(ition)?s?_?(emb|enc)|embed_positions|pos_embed", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,87 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             "`sft.gradient_accumulation_steps` x processes), so all orders would train alike; use a smaller batch or "
             "more samples"
         )
+    if trainer.eval_dataset is not None and len(cast(Dataset, trainer.eval_dataset)) == 0:
+        raise UserError(
+            "no validation sample is left: in all the prompt alone fills `sft.max_length`; raise it, or leave "
+            "`data.validation` out"
+        )
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
     orders = _lay_orders(experiment, samples, ids, int(args.num_train_epochs), batch)
     truncated = len(trainer.truncated_ids.intersection(ids.tolist()))
     return Prepared(train, trainer.eval_dataset, ids, orders, batch, dropped, truncated)
+
+
+def fit_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> list[str]:
+    """Return why a model cannot take the samples: tokens without an embedding, positions that it has not learned.
+
+    Args:
+        model: The base model; its weights are not looked at.
+        tokenizer: Its tokenizer.
+        prepared: The samples.
+    """
+    problems = []
+    embedding = cast(Any, model.get_input_embeddings())  # within a wrapper, where an adapter trains it
+    embedding = getattr(embedding, "base_layer", getattr(embedding, "original_module", embedding))
+    rows, limit = embedding.num_embeddings, _positions(model)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if padding >= rows:
+        problems.append(_beyond(tokenizer, padding, rows, "what pads batches"))
+    for data in (prepared.train, prepared.validation):
+        if data is None or not len(data):
+            continue
+        column = data.with_format("arrow")[:]["input_ids"]
+        largest = [pyarrow.compute.max(part.values).as_py() for part in column.chunks if len(part.values)]
+        if max(largest, default=0) >= rows:
+            sample, token = next(
+                (row[SAMPLE_ID], max(row["input_ids"])) for row in data if max(row["input_ids"]) >= rows
+            )
+            problems.append(_beyond(tokenizer, token, rows, f"record {sample}"))
+        longest = pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py()
+        if limit is not None and longest > limit:
+            problems.append(
+                f"the longest sample has {longest} tokens, and the base model has learned {limit} positions; set "
+                f"`sft.max_length: {limit}`"
+            )
+    return list(dict.fromkeys(problems))
+
+
+def check_samples(experiment: Experiment) -> list[str]:
+    """Return what training would stumble over in the data: it is prepared as training does it.
+
+    Args:
+        experiment: The experiment, its sections and base model checked.
+    """
+    try:
+        samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+        if experiment.sft.get("eval_strategy", "no") in ("no", False):
+            samples = dataclasses.replace(samples, validation=None)
+        with quiet(), tempfile.TemporaryDirectory() as logs:
+            trainer = data_trainer(experiment, samples, tokenizer, Path(logs))
+            prepared = prepare(experiment, samples, trainer)
+        return fit_problems(model_outline(experiment), tokenizer, prepared)
+    except UserError as error:
+        return error.problems
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model has a table for, None where positions are computed."""
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and _POSITIONS.search(name)
+    ]
+    tables += [table.shape[0] for name, table in model.named_buffers() if name.endswith("embed_positions")]
+    known = getattr(model.config, "max_position_embeddings", None)  # some tables have rows beside those
+    return min([*tables, *([known] if known else [])]) if tables else None
+
+
+def _beyond(tokenizer: PreTrainedTokenizerBase, token: int, rows: int, where: str) -> str:
+    return (
+        f"{where} has token {tokenizer.convert_ids_to_tokens(token)!r} (id {token}), and the base model's embedding "
+        f"has {rows} rows; enlarge it (`model.resize_token_embeddings({len(tokenizer)})`, then `save_pretrained`), or "
+        "give the tokenizer that the model was made with"
+    )
 
 
 def require_agreement(samples: Samples, prepared: Prepared) -> None:

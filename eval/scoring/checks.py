@@ -7,16 +7,18 @@ from pathlib import Path
 from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError, did_you_mean
 from ordermerge.eval.scoring.arguments import argument_problems, number_problems
+from ordermerge.eval.scoring.harness import load_tasks
+from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.task_files import data_problems
-from ordermerge.eval.scoring.tasks import find_tasks
+from ordermerge.eval.scoring.tasks import find_tasks, on_hub
 from ordermerge.models import HF_BACKENDS, Model, local_folder, members_of, missing_package, model_problem
 
 RESERVED_ARGS = {"pretrained": "the list of models", "batch_size": "`batch_size`", "device": "`device`"}
 
 
 def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | None = None) -> list[str]:
-    """Return every problem that can be seen without loading a model or a dataset.
+    """Return every problem that can be seen without loading a model, or asking the hub for a dataset.
 
     Args:
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
@@ -29,11 +31,19 @@ def check_evaluation(settings: EvaluationSection, models: Mapping[str, str] | No
     problems = [*settings_problems(settings, models), *(problem for problem in found if problem)]
     try:
         with quiet():
-            find_tasks(settings)
-            problems += data_problems(settings)
+            manager, names = find_tasks(settings)
+            problems += (missing := data_problems(settings))
+            # Offline, what is in the local cache can be tried, and what is not cannot be had later either.
+            asked = {task: found for task, found in names.items() if is_offline() or not _on_hub(task, settings)}
+            if not missing:
+                load_tasks(manager, asked, unsafe_code=settings.confirm_run_unsafe_code)
     except UserError as error:
         problems += error.problems
     return problems
+
+
+def _on_hub(task: str, settings: EvaluationSection) -> bool:
+    return on_hub(settings.model_copy(update={"tasks": [task]}), ())
 
 
 def settings_problems(settings: EvaluationSection, models: Mapping[str, Model] | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """What went wrong, in one sentence with its remedy: unknown tasks, data that cannot be had, models that fail."""
 
+import re
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,11 @@ ASSERTIONS = {
         "a text to be scored is longer than the model's context; leave such documents out, or raise `max_length` in "
         "`model_args` if the model can take more"
     ),
-    "len(continuation_enc) > 0": "a text to be scored is empty; leave such documents out",
+    "len(continuation_enc) > 0": (
+        "a text to be scored is empty, or its beginning and the end of its context are one token, so that nothing is "
+        "left to score; leave such documents out, or end the context where a token ends (before a space, which then "
+        "begins the text)"
+    ),
 }
 OFFLINE = (
     "OfflineModeIsEnabled",
@@ -56,6 +61,8 @@ def explained(error: BaseException) -> str:
             "it is on the Hugging Face hub, which cannot be reached, and is not in the local cache "
             f"({type(error).__name__}: {_short(text, 120)}); use it once online, or choose what is on this machine"
         )
+    if twice := re.search(r"multiple values for keyword argument '(\w+)'", text):
+        return f"`{twice[1]}` is given twice, in the task's file (`dataset_kwargs`) and in `metadata`; remove one"
     if "UndefinedError" in kinds:
         return (
             f"a template names a field that the records do not have: {text}; mend `doc_to_text` or `doc_to_target`, or "

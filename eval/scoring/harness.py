@@ -11,6 +11,8 @@ from ordermerge.errors import UserError
 from ordermerge.eval.scoring.explain import explained
 from ordermerge.eval.scoring.quiet import no_git_complaint
 from ordermerge.eval.scoring.saved import new_tracker, save_results
+from ordermerge.eval.scoring.task_templates import template_problems
+from ordermerge.eval.scoring.tasks import LOCAL_READERS
 from ordermerge.models import HF_BACKENDS, Model, loading_args, members_of
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ def load_tasks(
             problems.append(f"task {task!r} cannot be loaded: {explained(error)}")
             continue
         found[task] = LoadedTask(_outermost(loaded), [*loaded["tasks"], *loaded["groups"]])
+        for name, item in loaded["tasks"].items():
+            problems += _template_problems(name, item)
         unsafe = [name for name, item in loaded["tasks"].items() if getattr(item, "UNSAFE_CODE", False)]
         if unsafe and not unsafe_code:
             problems.append(
@@ -122,6 +126,17 @@ def load_tasks(
     if problems:
         raise UserError(problems)
     return found
+
+
+def _template_problems(name: str, task: Any) -> list[str]:
+    """Return what is wrong with a local task's templates: lm-eval's own know what their documents lack."""
+    config = getattr(task, "config", None)
+    if config is None or (getattr(config, "custom_dataset", None) is None and config.dataset_path not in LOCAL_READERS):
+        return []
+    try:
+        return template_problems(name, task)
+    except UserError as error:
+        return [f"task {name!r}: {problem}" for problem in error.problems]
 
 
 def distinct_items(tasks: Iterable[LoadedTask]) -> list[Any]:

@@ -14,10 +14,11 @@ from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import Roles
 from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.scoring.checks import check_evaluation
+from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
 from ordermerge.merge_methods.recipe_check.check import check_recipe, recipe_fit
-from ordermerge.models import MERGE_MARKER, identity, model_problem
+from ordermerge.models import MERGE_MARKER, identity, model_folder, model_problem
 from ordermerge.run_directory import (
     BASE,
     ENSEMBLE,
@@ -28,8 +29,10 @@ from ordermerge.run_directory import (
     order_record,
 )
 from ordermerge.stages import Step, unfinished
+from ordermerge.train.base_model import check_base, is_within_reach
 from ordermerge.train.samples import check_data, data_file, load_samples
 from ordermerge.train.sft import check_training, order_steps
+from ordermerge.train.tokenized import check_samples
 
 AVERAGE_METHOD = "linear"
 
@@ -45,10 +48,14 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
     """
     problems = check_training(experiment)
     there = {BASE: experiment.model.reference}
-    if problem := model_problem(experiment.model.path, "hf"):
+    cached = model_folder(experiment.model.reference)
+    if problem := model_problem(str(cached or experiment.model.path), "hf"):
         there = {}
         problems.append(f"`model.path`: {problem}")
-    if read_data and not check_data(experiment) and data_file(experiment, "train"):
+    problems = problems or check_base(experiment)
+    if read_data and not problems and is_within_reach(experiment) and (is_offline() or data_file(experiment, "train")):
+        problems += check_samples(experiment)
+    elif read_data and not check_data(experiment) and data_file(experiment, "train"):
         try:
             load_samples(experiment)
         except UserError as error:

@@ -31,6 +31,7 @@ from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
 from ordermerge.run_directory import EXPERIMENT, evaluation_folder, failure_noted, recipe_file, scored_models
 from ordermerge.stages import STAGES, Step
+from ordermerge.train.base_model import check_base
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
 from ordermerge.train.sft import check_training, train_orders, train_steps
@@ -84,7 +85,7 @@ def train_experiment(
         UserError: For problems in the parts of the experiment that training uses.
     """
     experiment = load_experiment(path)
-    if problems := check_training(experiment):
+    if problems := check_training(experiment) or check_base(experiment):
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     on_main(lambda: _write_resolved(experiment, path, run_directory))
