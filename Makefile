@@ -1,7 +1,8 @@
-# `make quickstart` and `make test` each do all set-up themselves: a virtual environment in .venv, with the package
+# `make quickstart` and `make test` each do all set-up themselves: a virtual environment in .make-venv, with the package
 # built as a wheel from a clean copy of this folder (building in place would leave stale modules for later wheels).
+# A contributor's own environment, with an editable install, is .venv: the two never share one.
 PYTHON ?= python3
-VENV := .venv
+VENV := .make-venv
 BIN := $(abspath $(VENV))/bin
 SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 

@@ -1,5 +1,6 @@
 """What all tests share: tiny real checkpoints, and the versions that a failure must be read with."""
 
+import importlib.util
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +10,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+import ordermerge
+
+ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789+-=.,?"]
 SMALL = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
@@ -21,6 +25,30 @@ CONFIGS = {
         vocab_size=len(WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=128, **TOKENS
     ),
 }
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to test another package than the checkout's: an old wheel passes tests of code that is broken."""
+    installed = Path(ordermerge.__file__).parent
+    folders = (ROOT / name for name in ("src/ordermerge", "merge_methods", "train", "eval"))
+    differing = [path for folder in folders for path in folder.rglob("*.py") if not _is_installed(path, installed)]
+    if differing:
+        pytest.exit(
+            f"the package under test, {installed}, is not this checkout: {differing[0].relative_to(ROOT)} differs; "
+            "install it with `pip install -e '.[dev]'`, or run `make test`",
+            returncode=3,
+        )
+
+
+def _is_installed(path: Path, installed: Path) -> bool:
+    """Return whether a file of the checkout is the one that is imported (an editable install), or equal to it."""
+    below = path.relative_to(ROOT)
+    if below.parts[0] == "src":
+        twin = installed.joinpath(*below.parts[2:])
+    else:
+        wing = importlib.util.find_spec(f"ordermerge.{below.parts[0]}")
+        twin = Path(str(wing and wing.origin)).parent.joinpath(*below.parts[1:])
+    return twin == path or (twin.is_file() and twin.read_bytes() == path.read_bytes())
 
 
 def pytest_report_header() -> str:
