@@ -1,10 +1,11 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.models import hub_revision, identity, loading_args, model_names, model_problem
+from ordermerge.models import hub_revision, identity, loading_args, model_names, model_problem, offline_problem
 
 
 def test_model_names_are_last_parts_as_long_as_needed(tmp_path):
@@ -55,9 +56,10 @@ def test_hub_revision_is_given_as_mergekit_writes_it(tmp_path):
 def test_model_problem_each_kind_has_its_sentence(tmp_path, family):
     model = shutil.copytree(family[0], tmp_path / "model")
     assert model_problem(str(model), "hf") is None
+    (model / "model.safetensors").rename(model / "model-00001.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00002.safetensors"}}))
     assert "incomplete: model-00002.safetensors missing" in str(model_problem(str(model), "hf"))
-    (model / "model.safetensors").unlink()
+    (model / "model-00001.safetensors").unlink()
     assert "has a config.json but no weights" in str(model_problem(str(model), "hf"))
     (model / "config.json").unlink()
     assert "is no model folder: it has no config.json" in str(model_problem(str(model), "hf"))
@@ -103,3 +105,30 @@ def test_an_adapter_is_loaded_with_its_base_model_and_identified_by_both(tmp_pat
     assert loading_args(str(adapter), "hf") == told
     assert loading_args(str(base), "hf") == {"pretrained": str(base)}
     assert loading_args("org/model", "hf") == {"pretrained": "org/model"}
+
+
+def test_relative_base_of_an_adapter_is_found_beside_it(tmp_path, family):
+    shutil.copytree(family[0], tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    for named in ("base", "../base"):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+        assert loading_args(str(adapter), "hf")["pretrained"] == str(tmp_path / "base")
+        assert model_problem(str(adapter), "hf") is None
+
+
+def test_old_index_beside_a_whole_file_is_no_problem_and_a_pointer_is(tmp_path, family):
+    model = Path(shutil.copytree(family[0], tmp_path / "model"))
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert model_problem(str(model), "hf") is None
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "is a Git LFS pointer, not the weights" in str(model_problem(str(model), "hf"))
+
+
+def test_offline_problem_is_told_of_hub_ids_that_are_not_in_the_cache(tmp_path, monkeypatch, family):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for offline, problem in ((False, None), (True, "org/model is not in the local Hugging Face cache")):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        assert str(offline_problem("org/model@main")).startswith(str(problem).replace("model is", "model@main is"))
+        assert offline_problem(str(family[0])) is None

@@ -196,10 +196,38 @@ def model_problem(model: str, backend: str) -> str | None:
         return f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"{folder} is incomplete: it has a config.json but no weights (*.safetensors); copy or save it again"
-    missing = _missing_shards(folder)
-    if missing:
+    return _weight_problem(folder)
+
+
+def _weight_problem(folder: Path) -> str | None:
+    """Return what is wrong with the weights that transformers would load."""
+    from ordermerge.weights import WEIGHT_FILES, Unreadable, stored_tensors  # not at the top: torch takes time
+
+    if not (folder / WEIGHT_FILES[0]).is_file() and (missing := _missing_shards(folder)):
         return f"{folder} is incomplete: {', '.join(missing)} missing, which its index names; copy or save it again"
+    try:
+        if any((folder / name).is_file() for name in WEIGHT_FILES):
+            stored_tensors(folder)
+    except Unreadable as error:
+        return f"{folder} cannot be loaded: {error}"
     return None
+
+
+def offline_problem(model: str) -> str | None:
+    """Return one sentence if a hub id is not in the local cache and the hub is not to be asked; None otherwise.
+
+    Args:
+        model: Folder or hub id.
+    """
+    from huggingface_hub import constants
+
+    folder = model_folder(model)
+    if not constants.HF_HUB_OFFLINE or (folder and (folder / "config.json").is_file()):
+        return None
+    return (
+        f"{model} is not in the local Hugging Face cache, and this machine is to stay offline (HF_HUB_OFFLINE); "
+        f"download it where there is a network: `hf download {hub_revision(model)[0]}`"
+    )
 
 
 def _adapter_config(folder: Path) -> dict[str, Any] | None:
@@ -213,7 +241,14 @@ def _adapter_config(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{file}: not valid JSON ({error}); copy or save the adapter again") from None
     if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
         raise UserError(f"{file} names no base model; set `base_model_name_or_path` in it")
-    return config
+    return {**config, "base_model_name_or_path": _base_of(folder, config["base_model_name_or_path"])}
+
+
+def _base_of(adapter: Path, named: str) -> str:
+    """Return an adapter's base model: a relative path starts at the working directory, or else beside the adapter."""
+    beside = next((p for p in (adapter / named, adapter.parent / named) if (p / "config.json").is_file()), None)
+    found = local_folder(named) or (Path(os.path.abspath(beside)) if beside else None)
+    return str(found) if found else named
 
 
 def _adapter_problem(folder: Path, backend: str) -> str | None:

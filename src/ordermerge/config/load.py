@@ -74,6 +74,8 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
     if evaluation and "data_files" in evaluation.metadata:
         files = _find_all(evaluation.metadata["data_files"], experiment.directory)
         evaluation = evaluation.model_copy(update={"metadata": {**evaluation.metadata, "data_files": files}})
+    if evaluation and experiment.sft.get("trust_remote_code"):  # the same code, in the sub-models and the merges
+        evaluation = evaluation.model_copy(update={"trust_remote_code": True})
     merges = {
         name: {key: _find(item, experiment.directory) if key == "base_model" and isinstance(item, str) else item
                for key, item in recipe.items()}
