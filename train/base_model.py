@@ -1,6 +1,8 @@
 """The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
 
 import copy
+import functools
+import hashlib
 import random
 import warnings
 from collections.abc import Iterator
@@ -29,11 +31,19 @@ from transformers.utils import is_liger_kernel_available
 
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError, shortened
-from ordermerge.files import fingerprint_path
-from ordermerge.models import model_folder
+from ordermerge.files import fingerprint, fingerprint_path
+from ordermerge.models import WEIGHTS, model_folder
 from ordermerge.train.lora import adapter_problems, make_dense
 from ordermerge.train.sft_config import TRAINING_SEED, make_config
-from ordermerge.weights import FLOATS, Unreadable, stored_tensors
+from ordermerge.weights import FLOATS, Unreadable, count, stored_tensors
+
+# Of a model's folder, beside weights and configurations: the tokenizer, and the model's own code.
+_READ = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja", "*.py")
+_STORED = ("transformers_version", "dtype", "torch_dtype")
+BYTES = {
+    **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2},
+    **{"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -52,15 +62,68 @@ class BaseModel:
 
 
 def base_inputs(experiment: Experiment) -> dict[str, Any]:
-    """Return what identifies the base model: the `model` section, and the content of a local folder.
+    """Return what identifies the base model: of a local folder, by content, what training reads of it.
+
+    The same weights in other files, a configuration that was saved anew and files that training does not read make no
+    difference.
 
     Args:
         experiment: The experiment.
     """
     section = experiment.model
-    if section.is_local:  # by content: a moved folder is the same model
-        return {"dtype": section.dtype, "fingerprint": fingerprint_path(Path(section.path))}
-    return section.model_dump()
+    if not section.is_local:
+        return section.model_dump()
+    folder = Path(section.path)
+    read = {path.name: fingerprint_path(path) for pattern in _READ for path in folder.glob(pattern) if path.is_file()}
+    inputs = {"dtype": section.dtype, "weights": _weights_digest(folder), "files": read}
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=experiment.sft.get("trust_remote_code", False))
+        generation = _generation_config(experiment, config).to_diff_dict()
+    except Exception:  # whatever it is, it is not trained: the check before training says why
+        return {**inputs, "config": fingerprint_path(folder)}
+    return {
+        **inputs,
+        "config": fingerprint(_lasting(config.to_dict())),
+        "generation": fingerprint(_lasting(generation)),
+    }
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what only tells how it was stored."""
+    return {key: value for key, value in config.items() if key not in _STORED and not key.startswith("_")}
+
+
+def _weights_digest(folder: Path) -> str:
+    """Return one digest of a model's tensors by name, whatever the files and their order in them."""
+    try:
+        stored = stored_tensors(folder)
+    except Unreadable:
+        stored = None
+    if stored is None or any(tensor.dtype not in BYTES for tensor in stored.values()):  # pickles, packed numbers
+        weights = (path for pattern in WEIGHTS for path in folder.glob(pattern))
+        return fingerprint({path.name: fingerprint_path(path) for path in weights})
+    files = {tensor.file: tensor.file.stat() for tensor in stored.values()}
+    return _tensors_digest(folder, tuple((path, status.st_size, status.st_mtime_ns) for path, status in files.items()))
+
+
+@functools.lru_cache(maxsize=8)
+def _tensors_digest(folder: Path, files: tuple[Any, ...]) -> str:
+    """Return it, having read the weights once.
+
+    Args:
+        folder: Holds the weights.
+        files: What tells whether they have changed.
+    """
+    digests = {}
+    for name, tensor in (stored_tensors(folder) or {}).items():
+        digest, left = hashlib.sha256(), count(tensor) * BYTES[tensor.dtype or ""]
+        with open(tensor.file, "rb") as file:
+            file.seek(tensor.offset)
+            while part := file.read(min(left, 2**22)):
+                digest.update(part)
+                left -= len(part)
+        digests[name] = [tensor.dtype, tensor.shape, digest.hexdigest()]
+    return fingerprint(digests)
 
 
 def load_model(experiment: Experiment) -> BaseModel:
@@ -164,17 +227,17 @@ def model_outline(experiment: Experiment) -> PreTrainedModel:
                 config, dtype=getattr(torch, section.dtype), trust_remote_code=trust, **options
             )
         if model_folder(section.reference) and model.can_generate():
-            _generation_config(experiment).validate(strict=True)
+            _generation_config(experiment, config).validate(strict=True)
     except Exception as error:  # its own code, an absent package, a damaged file
         raise UserError(_unloadable(experiment, "model", error)) from error
     return model
 
 
-def _generation_config(experiment: Experiment) -> GenerationConfig:
+def _generation_config(experiment: Experiment, config: PreTrainedConfig) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(experiment.model.path, revision=experiment.model.revision)
     except OSError:  # it has none
-        return GenerationConfig()
+        return GenerationConfig.from_model_config(config)
 
 
 def _options(experiment: Experiment) -> dict[str, Any]:

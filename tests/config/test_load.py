@@ -119,3 +119,15 @@ def test_unreadable_files_are_told_apart(content: str | None, message: str, tmp_
         (tmp_path / "no.yml").write_text(content)
     with pytest.raises(UserError, match=message):
         load_experiment(tmp_path / "no.yml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("directory", "/tmp"), ("made_with", "by hand"), ("made_with", {"file": "x.yml", "by": "me"})]
+)
+def test_keys_that_only_runs_write_are_unknown_to_users(key: str, value: object, tmp_path: Path):
+    path = tmp_path / "e.yml"
+    section = {"train": "t.jsonl", "messages": "m"}
+    content = {"name": "x", "model": {"path": "b"}, "data": section, "orders": {"count": 2}, key: value}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=rf"unknown key `{key}`"):
+        load_experiment(path)

@@ -36,12 +36,17 @@ def load_experiment(path: Path) -> Experiment:
         UserError: With every problem found: unreadable file, unknown keys, missing or wrong values.
     """
     content = read_yaml(path)
-    made_with = content.pop(MADE_WITH, None)
-    original = made_with.get("file") if isinstance(made_with, dict) else None
+    original = path.resolve()
+    if _is_record(content.get(MADE_WITH)):
+        original = Path(content.pop(MADE_WITH)["file"])
+    # `directory` is ours to fill in; as a key of the file it is unknown like any other.
+    ours = [f"unknown key `directory`{did_you_mean('directory', _keys_at(()))}"] if "directory" in content else []
     try:
-        experiment = Experiment.model_validate({**content, "directory": Path(original or path.resolve()).parent})
+        experiment = Experiment.model_validate({**content, "directory": original.parent})
     except ValidationError as error:
-        raise UserError([_sentence(detail) for detail in error.errors()], where=path) from None
+        raise UserError([*ours, *(_sentence(detail) for detail in error.errors())], where=path) from None
+    if ours:
+        raise UserError(ours, where=path)
     return _with_absolute_paths(experiment)
 
 
@@ -59,6 +64,11 @@ def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
         return EvaluationSection.model_validate(values)
     except ValidationError as error:
         raise UserError(_sentence(detail) for detail in error.errors()) from None
+
+
+def _is_record(value: Any) -> bool:
+    """Return whether this is what a run notes in its resolved experiment, and no user's key of the same name."""
+    return isinstance(value, dict) and isinstance(value.get("file"), str) and "versions" in value
 
 
 def _with_absolute_paths(experiment: Experiment) -> Experiment:
