@@ -11,9 +11,8 @@ from itertools import pairwise
 
 import torch
 
-from ordermerge.compiled import by_loops
+from ordermerge.compiled import with_numba
 from ordermerge.counter import random_words, stream_key
-from ordermerge.merge_methods.compiled import fill_compiled
 from ordermerge.merge_methods.shares import DRAWS, share_draws, whole_weights
 from ordermerge.unchanged import changed
 
@@ -40,10 +39,27 @@ def fill_elements(
         resample: Number of rounds, or `math.inf`; not looked at without a base.
         stream: Seed and tensor name, which together name the draw.
     """
-    weights = whole_weights(weights)
-    arguments = out, models, weights, base, resample, stream
-    if out.device.type == "cpu" and by_loops(lambda loops: fill_compiled(loops, *arguments)):
-        return
+    arguments = out, models, whole_weights(weights), base, resample, stream
+
+    def fill_by_loops() -> None:
+        from ordermerge.merge_methods.compiled import fill_compiled
+
+        fill_compiled(*arguments)
+
+    if out.device.type == "cpu":
+        with_numba(fill_by_loops, otherwise=lambda: _fill(*arguments))
+    else:
+        _fill(*arguments)
+
+
+def _fill(
+    out: torch.Tensor,
+    models: list[torch.Tensor],
+    weights: list[float],
+    base: torch.Tensor | None,
+    resample: float,
+    stream: tuple[int, str],
+) -> None:
     for start in range(0, out.numel(), _CHUNK):
         span = slice(start, start + _CHUNK)
         piece, pieces = out[span], [lanes[span] for lanes in models]

@@ -1,7 +1,7 @@
 """What all tests share: tiny real checkpoints, and the versions that a failure must be read with."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import ordermerge
+from ordermerge import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789+-=.,?"]
@@ -93,3 +94,12 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[
 def family(make_family: Callable[..., list[Path]]) -> list[Path]:
     """A base model and two sub-models, never written to."""
     return make_family("llama", count=2, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module", params=["torch", "loops"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways of computing: each test that asks for it runs by plain torch and by the compiled loops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_failures", [ImportError()] if request.param == "torch" else [])
+        yield request.param
+        assert len(compiled._failures) == (request.param == "torch")

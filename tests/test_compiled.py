@@ -6,7 +6,6 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,21 +15,18 @@ from ordermerge import compiled, loops
 from ordermerge.counter import random_words, stream_key
 from ordermerge.unchanged import changed
 
-# Draws 64 values of two models by the loops, and says how often compiled code was found and where it is kept.
-DRAW = """
+# Counts by loops what two models changed, and says how often kept code was found.
+COUNT = """
 import sys
-from ordermerge.compiled import by_loops
+import torch
+from ordermerge.eval.inspect.changes import measure
 assert "numba" not in sys.modules, "imported before it is needed"
-import numpy as np
-def draw(loops):
-    out, models = np.empty(64, np.int16), [np.full(64, k, np.int16) for k in range(2)]
-    addresses = np.array([model.ctypes.data for model in models])
-    marks, keys = np.array([-2**15, 0], np.int16), np.array([7], np.uint64)
-    loops.select(out, addresses, marks, keys, out, False, False, 0, 64)
-    print(*out)
-    print(sum(loops.select.stats.cache_hits.values()))
-print(by_loops(draw), by_loops(draw))
+for _ in range(2):
+    print(*measure(torch.arange(30.0).view(3, 10) // 11).changed)
+if "ordermerge.eval.inspect.compiled" in sys.modules:
+    print(sum(sys.modules["ordermerge.eval.inspect.compiled"]._measure.stats.cache_hits.values()))
 """
+COUNTED = ["10 9", "10 9"]
 
 
 def run(code: str, *flags: str, **env: str) -> tuple[list[str], str]:
@@ -41,15 +37,10 @@ def run(code: str, *flags: str, **env: str) -> tuple[list[str], str]:
     return done.stdout.splitlines(), done.stderr
 
 
-def expected_draw() -> str:
-    draws = random_words(7, 0, 16).view(torch.int16)
-    return " ".join(str(int(draw >= 0)) for draw in draws)
-
-
 def test_first_use_compiles_silently_and_the_next_process_finds_the_code(tmp_path: Path) -> None:
     for hits in ("0", "1"):
-        out, err = run(DRAW, "-W", "error", NUMBA_CACHE_DIR=str(tmp_path / "made"))
-        assert out == [expected_draw(), hits] * 2 + ["True True"]
+        out, err = run(COUNT, "-W", "error", NUMBA_CACHE_DIR=str(tmp_path / "made"))
+        assert out == [*COUNTED, hits]
         assert err == ""
     assert list((tmp_path / "made").rglob("*.nbi"))
 
@@ -59,8 +50,8 @@ def test_read_only_site_packages_and_home_do_not_matter(tmp_path: Path, cache: s
     """Root may write everywhere, so Numba is told that the folder beside the code is none to try."""
     home = str(tmp_path / cache)
     env = {"HOME": home, "XDG_CACHE_HOME": home, "LOCALAPPDATA": home}
-    out, err = run(DRAW, "-W", "error", NUMBA_CACHE_LOCATOR_CLASSES="UserWideCacheLocator", **env)
-    assert out == [expected_draw(), "0"] * 2 + ["True True"]
+    out, err = run(COUNT, "-W", "error", NUMBA_CACHE_LOCATOR_CLASSES="UserWideCacheLocator", **env)
+    assert out == [*COUNTED, "0"]
     assert err == ""
     assert bool(list(tmp_path.rglob("*.nbi"))) == (cache == "writable")
 
@@ -72,8 +63,8 @@ def test_read_only_site_packages_and_home_do_not_matter(tmp_path: Path, cache: s
 def test_unusable_numba_is_told_once(tmp_path: Path, numba: str, reason: str) -> None:
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text(numba)
-    out, err = run(DRAW, PYTHONPATH=str(tmp_path))
-    assert out == ["False False"]
+    out, err = run(COUNT, PYTHONPATH=str(tmp_path))
+    assert out == COUNTED
     assert err.count("Numba cannot be used, and torch does its work, several times slower") == 1
     assert reason in err
     assert "pip install --force-reinstall numba" in err
@@ -82,14 +73,14 @@ def test_unusable_numba_is_told_once(tmp_path: Path, numba: str, reason: str) ->
 def test_a_failure_in_the_midst_of_work_ends_the_use_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_failures", [])
 
-    def fail(loops: ModuleType) -> None:
+    def fail() -> str:
         raise OSError("no space left on device")
 
     with pytest.warns(RuntimeWarning, match="OSError.*no space left on device"):
-        assert not compiled.by_loops(fail)
+        assert compiled.with_numba(fail, otherwise=lambda: "torch") == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not compiled.by_loops(lambda loops: None)
+        assert compiled.with_numba(lambda: "loops", otherwise=lambda: "torch") == "torch"
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 8, 9, 100])
@@ -121,7 +112,7 @@ def test_changed_is_the_same_compiled_and_in_torch(dtype: type) -> None:
     limits = np.iinfo(dtype)
     values = np.array([0, 1, -1, limits.max, limits.min, limits.min + 1, 1 << (limits.bits - 2)], dtype)
     for base in values:
-        found = [loops._changed(value, base, loops._minus_zero(values)) for value in values]
+        found = [loops.changed(values, np.full_like(values, base), i) for i in range(len(values))]
         same = torch.full((len(values),), int(base), dtype=torch.from_numpy(values).dtype)
         assert found == changed(torch.from_numpy(values), same).tolist()
 
@@ -130,5 +121,5 @@ def test_changed_is_the_same_compiled_and_in_torch(dtype: type) -> None:
 def test_words_are_those_of_the_counter(first: int) -> None:
     key = stream_key("words")
     words = np.empty(9, np.uint64)
-    loops._draw(words, np.uint64(key), first)
+    loops.write_draws(words, np.uint64(key), first)
     assert words.view(np.int64).tolist() == random_words(key, first // 4, 9).tolist()

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ordermerge.compiled import with_numba
 from ordermerge.unchanged import changed, to_lanes
-
-_LANES = 4  # 16-bit lanes of a 64-bit word
-_MOST_WORDS = (1 << 16) - 1  # of more words, the sum of ones could overflow a lane
 
 
 @dataclass
@@ -47,6 +45,27 @@ class Totals:
         return Totals(**{name: mine[name] + others[name] for name in mine})
 
 
+@dataclass
+class Sums:
+    """What is counted and summed in one pass over the values of one piece. Counts are numpy's int64.
+
+    Args:
+        changed: [K], how many values each sub-model changed.
+        changed_by: [K + 1], how many values were changed by 0, 1, ..., K of the sub-models.
+        known_changed_by: The same of the values that are finite in the base model and in all task vectors.
+        agreeing: How many of those were changed in the same direction by all who changed them, or by nobody.
+        majority: Their changes in the direction of most, less those in the other, all values together.
+        products: [K + 1, K + 1], float64, dot products of the task vectors and, last, the base model's values.
+    """
+
+    changed: np.ndarray
+    changed_by: np.ndarray
+    known_changed_by: np.ndarray
+    agreeing: int
+    majority: int
+    products: np.ndarray
+
+
 class Scratch:
     """Tensors that one thread uses for piece after piece: fresh memory for each costs more than the arithmetic."""
 
@@ -70,69 +89,49 @@ def measure(rows: torch.Tensor, scratch: Scratch | None = None) -> Totals:
         rows: The sub-models' values and, last, the base model's, shape [K + 1, n], of a floating-point dtype.
         scratch: Memory to work in; fresh if not given.
     """
-    scratch = scratch or Scratch()
-    subs = len(rows) - 1
-    count, by_sub = _count_changes(rows, scratch)
-    wide = scratch.get("wide", tuple(rows.shape), torch.promote_types(rows.dtype, torch.float32)).copy_(rows)
-    wide[:-1] -= wide[-1]
-    products, known = wide @ wide.T, count
-    if not products.sum().isfinite():
-        finite = wide.isfinite().all(0)
-        wide, known = wide[:, finite].double(), count[finite]
-        products = wide @ wide.T
-    changed_by = _histogram(count, subs, scratch)
-    directed = changed_by if known is count else _histogram(known, subs, scratch)  # of values with known directions
-    votes = torch.sum(wide[:-1].sign_(), 0, out=scratch.get("votes", (known.numel(),), wide.dtype)).abs_()
-    voted = float(votes.sum())
-    flags = _flags(scratch, 1, known)
-    unanimous = scratch.get("unanimous", tuple(known.shape), known.dtype).copy_(votes)
-    torch.eq(unanimous, known, out=flags[0, : len(known)])
-    once, changes = int(directed[1]), int(directed @ np.arange(subs + 1))
+    lanes = to_lanes(rows).view(rows.shape)
+    values = rows
+    if rows.element_size() < 4:
+        values = (scratch or Scratch()).get("values", tuple(rows.shape), torch.float32).copy_(rows)
+
+    def by_loops() -> Sums:
+        from ordermerge.eval.inspect.compiled import measure_compiled
+
+        return measure_compiled(lanes, values)
+
+    sums = with_numba(by_loops, otherwise=lambda: _measure(lanes, values))
+    by_number = np.arange(len(rows))
+    once, changes = sums.known_changed_by[1], sums.known_changed_by @ by_number
     return Totals(
-        values=count.numel(),
-        changed_by=changed_by,
-        changed=by_sub,
-        shared=int(directed[2:].sum()),
-        agreeing=int(_row_sums(flags)[0]) - int(directed[:2].sum()),
-        changes=changes - once,
-        majority=(changes + voted) / 2 - once,
-        products=products.double().numpy(),
-        not_finite=count.numel() - known.numel(),
+        values=rows.shape[1],
+        changed_by=sums.changed_by,
+        changed=sums.changed,
+        shared=int(sums.known_changed_by[2:].sum()),
+        agreeing=int(sums.agreeing - sums.known_changed_by[:2].sum()),
+        changes=int(changes - once),
+        majority=float((changes + sums.majority) / 2 - once),
+        products=sums.products,
+        not_finite=int(rows.shape[1] - sums.known_changed_by.sum()),
         probed=0,
-        fine=np.zeros(subs + 1, np.int64),
+        fine=np.zeros(len(rows), np.int64),
     )
 
 
-def _count_changes(rows: torch.Tensor, scratch: Scratch) -> tuple[torch.Tensor, np.ndarray]:
-    """Return by how many sub-models each value was changed, shape [n], and how many values each changed, shape [K]."""
-    *subs, base = (to_lanes(row) for row in rows)
-    flags = _flags(scratch, len(subs), base)
-    count = scratch.get("count", tuple(base.shape), base.dtype).zero_()
-    for sub, out in zip(subs, flags, strict=True):
-        count += out[: len(base)].copy_(changed(sub, base))
-    return count, _row_sums(flags)
-
-
-def _histogram(count: torch.Tensor, most: int, scratch: Scratch) -> np.ndarray:
-    flags = _flags(scratch, most + 1, count)
-    torch.eq(count, torch.arange(most + 1, dtype=count.dtype)[:, None], out=flags[:, : len(count)])
-    return _row_sums(flags)
-
-
-def _flags(scratch: Scratch, rows: int, lanes: torch.Tensor) -> torch.Tensor:
-    """Return rows of lanes for zeros and ones, each as long as `lanes` and then zero up to whole words."""
-    flags = scratch.get("flags", (rows, -(-len(lanes) // _LANES) * _LANES), lanes.dtype)
-    flags[:, len(lanes) :] = 0
-    return flags
-
-
-def _row_sums(flags: torch.Tensor) -> np.ndarray:
-    """Return the sum of each row of zeros and ones.
-
-    16-bit lanes are added four at a time, as parts of 64-bit words: several times faster, and exact.
-    """
-    if flags.dtype != torch.int16:
-        return flags.sum(1).numpy()
-    parts = flags.view(torch.int64).split(_MOST_WORDS, dim=1)
-    words = np.stack([part.sum(1).numpy() for part in parts]).view(np.uint16)
-    return words.reshape(len(parts), len(flags), _LANES).sum((0, 2), dtype=np.int64)
+def _measure(lanes: torch.Tensor, values: torch.Tensor) -> Sums:
+    flags = changed(lanes[:-1], lanes[-1])
+    count = flags.sum(0)
+    tasks = torch.cat([values[:-1] - values[-1], values[-1:]])
+    products, known = tasks @ tasks.T, count
+    if not products.sum().isfinite():
+        finite = tasks.isfinite().all(0)
+        tasks, known = tasks[:, finite].double(), count[finite]
+        products = tasks @ tasks.T
+    votes = tasks[:-1].sign().sum(0).abs()
+    return Sums(
+        changed=flags.sum(1).numpy(),
+        changed_by=count.bincount(minlength=len(lanes)).numpy(),
+        known_changed_by=known.bincount(minlength=len(lanes)).numpy(),
+        agreeing=int((votes == known).sum()),
+        majority=int(votes.sum()),
+        products=products.double().numpy(),
+    )

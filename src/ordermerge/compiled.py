@@ -1,44 +1,43 @@
-"""How the compiled loops are run: with torch in their place where Numba cannot be used, and in several threads."""
+"""How loops that Numba compiles are run: in several threads, and not where Numba cannot be used."""
 
 import functools
 import os
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 
 # Values that a thread works on before it asks for more: a multiple of the draws per word, and of every loop's piece.
 SPAN = 1 << 18
 
+Result = TypeVar("Result")
+
 _failures: list[Exception] = []
 
 
-def by_loops(work: Callable[[ModuleType], object]) -> bool:
-    """Do a piece of work with the compiled loops, and return whether that was possible.
+def with_numba(work: Callable[[], Result], otherwise: Callable[[], Result]) -> Result:
+    """Return the result of compiled loops, or else of torch.
 
-    Numba is imported by the first call. Whatever goes wrong then or later, work goes on without the loops, after one
-    warning.
+    If anything goes wrong, from Numba's import on, this and all later work is left to torch, after one warning.
 
     Args:
-        work: Takes the module `ordermerge.loops`; it may be left half done.
+        work: Imports its loops and calls them; may be left half done.
+        otherwise: Does the same work without Numba.
     """
-    if _failures:
-        return False
-    try:
-        from ordermerge import loops
-
-        work(loops)
-    except Exception as error:
-        _failures.append(error)
-        warnings.warn(
-            f"Numba cannot be used, and torch does its work, several times slower: {error!r}; "
-            "reinstall it: pip install --force-reinstall numba",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return not _failures
+    if not _failures:
+        try:
+            return work()
+        except Exception as error:
+            _failures.append(error)
+            warnings.warn(
+                f"Numba cannot be used, and torch does its work, several times slower: {error!r}; "
+                "reinstall it: pip install --force-reinstall numba",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return otherwise()
 
 
 def share_out(work: Callable[[int, int], object], length: int) -> None:
@@ -56,10 +55,13 @@ def share_out(work: Callable[[int, int], object], length: int) -> None:
 
     threads = min(torch.get_num_threads(), -(-length // SPAN))
     helpers = [_pool(torch.get_num_threads()).submit(go_on) for _ in range(threads - 1)]
-    go_on()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    try:
+        go_on()
+    finally:
+        started = [helper for helper in helpers if not helper.cancel()]
+        wait(started)
+    for helper in started:
+        helper.result()
 
 
 @functools.cache

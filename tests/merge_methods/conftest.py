@@ -1,13 +1,11 @@
 """Models as fine-tuning leaves them: close to their base, each in its own direction."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from ordermerge import compiled
 
 
 def nudge(folder: Path, origin: Path, share: float, seed: int) -> None:
@@ -33,12 +31,3 @@ def close_family(make_family: Callable[..., list[Path]]) -> list[Path]:
     for seed, folder in enumerate(family[1:]):
         nudge(folder, family[0], 0.05, seed)
     return family
-
-
-@pytest.fixture(scope="module", params=["torch", "loops"])
-def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both implementations of the merge methods: each test of a module that asks for it runs with one and the other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "_failures", [ImportError()] if request.param == "torch" else [])
-        yield request.param
-        assert len(compiled._failures) == (request.param == "torch")

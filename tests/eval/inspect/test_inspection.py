@@ -140,6 +140,7 @@ def test_law_predicts_what_a_real_merge_leaves_at_the_base(
 
 @pytest.mark.parametrize("piece_values", [4, 28, 1000, stream.PIECE_VALUES])
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.usefixtures("implementation")
 def test_pieces_do_not_show(
     piece_values: int, dtype: torch.dtype, make_family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_pieces_do_not_show(
     assert torch.tensor(total.products).allclose(torch.tensor(whole.products), rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_products_are_those_of_float64_arithmetic() -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(200_000, generator=generator).mul_(0.02).bfloat16()
@@ -183,6 +185,7 @@ def test_products_are_those_of_float64_arithmetic() -> None:
     assert ((found - expected).abs() / scale.outer(scale)).max() < 1e-5  # what docs/inspect.md states
 
 
+@pytest.mark.usefixtures("implementation")
 def test_counts_are_those_of_a_plain_definition() -> None:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(-2, 3, (6, 997), generator=generator).to(torch.float16)
@@ -200,6 +203,7 @@ def test_counts_are_those_of_a_plain_definition() -> None:
     assert totals.majority == float(most[shared].sum())
 
 
+@pytest.mark.usefixtures("implementation")
 def test_counts_of_more_values_than_16_bits_hold() -> None:
     rows = torch.ones(3, 300_001).bfloat16()
     rows[-1] = 0
@@ -229,6 +233,7 @@ def test_results_do_not_depend_on_the_number_of_threads(make_family: Family, mon
     assert len(found[0]) == len(open_family(base, subs).groups)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_one_model_has_no_cosines(by_hand: list[Path], tmp_path: Path) -> None:
     found = inspected(tmp_path, *by_hand[:2])
     assert found["overall"]["cosine"] is None
@@ -237,6 +242,7 @@ def test_one_model_has_no_cosines(by_hand: list[Path], tmp_path: Path) -> None:
     assert "One model: nothing to compare it with but the base" in run(*by_hand[:2])
 
 
+@pytest.mark.usefixtures("implementation")
 def test_nan_equals_its_own_bits_only_and_has_no_direction(tmp_path: Path) -> None:
     nan, inf = math.nan, math.inf
     base = write(tmp_path / "base", {NAME: [nan, 1, 1, 1, 1, 0]})
@@ -254,6 +260,7 @@ def test_nan_equals_its_own_bits_only_and_has_no_direction(tmp_path: Path) -> No
     assert "3 values are infinite or NaN in some model" in run(base, *subs)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_values_whose_squares_overflow_float32_are_counted(tmp_path: Path) -> None:
     base = write(tmp_path / "base", {NAME: [0.0, 1]}, torch.float32)
     sub = write(tmp_path / "sub", {NAME: [1e30, 1]}, torch.float32)
