@@ -1,6 +1,5 @@
 """What sub-models changed of their base model: counts and sums over the values of one piece of a tensor."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,40 +65,22 @@ class Sums:
     products: np.ndarray
 
 
-class Scratch:
-    """Tensors that one thread uses for piece after piece: fresh memory for each costs more than the arithmetic."""
-
-    def __init__(self) -> None:
-        self._memory: dict[str, torch.Tensor] = {}
-
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Return a tensor of that shape and dtype, with arbitrary content, in the memory of that name."""
-        size = math.prod(shape) * dtype.itemsize
-        if name not in self._memory or self._memory[name].numel() < size:
-            self._memory[name] = torch.empty(size, dtype=torch.uint8)
-        return self._memory[name][:size].view(dtype).view(shape)
-
-
-def measure(rows: torch.Tensor, scratch: Scratch | None = None) -> Totals:
+def measure(rows: torch.Tensor) -> Totals:
     """Count and sum over one piece of a tensor.
 
     Counts are exact. Products are taken in float32 (float64 for float64 values) within the piece.
 
     Args:
         rows: The sub-models' values and, last, the base model's, shape [K + 1, n], of a floating-point dtype.
-        scratch: Memory to work in; fresh if not given.
     """
     lanes = to_lanes(rows).view(rows.shape)
-    values = rows
-    if rows.element_size() < 4:
-        values = (scratch or Scratch()).get("values", tuple(rows.shape), torch.float32).copy_(rows)
 
     def by_loops() -> Sums:
         from ordermerge.eval.inspect.compiled import measure_compiled
 
-        return measure_compiled(lanes, values)
+        return measure_compiled(rows, lanes)
 
-    sums = with_numba(by_loops, otherwise=lambda: _measure(lanes, values))
+    sums = with_numba(by_loops, otherwise=lambda: _measure(rows, lanes))
     by_number = np.arange(len(rows))
     once, changes = sums.known_changed_by[1], sums.known_changed_by @ by_number
     return Totals(
@@ -117,10 +98,11 @@ def measure(rows: torch.Tensor, scratch: Scratch | None = None) -> Totals:
     )
 
 
-def _measure(lanes: torch.Tensor, values: torch.Tensor) -> Sums:
+def _measure(rows: torch.Tensor, lanes: torch.Tensor) -> Sums:
     flags = changed(lanes[:-1], lanes[-1])
     count = flags.sum(0)
-    tasks = torch.cat([values[:-1] - values[-1], values[-1:]])
+    tasks = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+    tasks[:-1] -= tasks[-1]
     products, known = tasks @ tasks.T, count
     if not products.sum().isfinite():
         finite = tasks.isfinite().all(0)

@@ -4,6 +4,7 @@ Files are read in pieces that fit a cache, by a few threads; no model is loaded.
 but for the rounding of sums of products, and not at all on the number of threads.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import IO, TypeVar
 import torch
 
 from ordermerge.errors import UserError
-from ordermerge.eval.inspect.changes import Scratch, Totals, measure
+from ordermerge.eval.inspect.changes import Totals, measure
 from ordermerge.eval.inspect.family import Family, Group
 from ordermerge.weights import COPY_AGAIN, FLOATS, Stored
 
@@ -67,24 +68,24 @@ def inspect_family(family: Family, *, piece_values: int = PIECE_VALUES) -> Itera
 
 
 def _measure_piece(group: Group, start: int, length: int, desk: "_Desk") -> Totals:
-    rows = desk.scratch.get("rows", (len(group.models), length), group.dtype)
+    rows = desk.memory("rows", (len(group.models), length), group.dtype)
     for row, stored in zip(rows, group.models, strict=True):
         desk.read(stored, start, row)
     fine = None
     if start == 0 and group.dtype == torch.float32:
         fine = (rows.view(torch.int32) & _BFLOAT16_TAIL).ne_(0).sum(1).numpy()
-    totals = measure(rows, desk.scratch)
+    totals = measure(rows)
     if fine is not None:
         totals.probed, totals.fine = length, fine
     return totals
 
 
 class _Desk:
-    """What one thread works with: the files it reads, kept open, and its scratch."""
+    """What one thread works with: the files it reads, kept open, and the memory that it reads to."""
 
     def __init__(self) -> None:
-        self.scratch = Scratch()
         self._open: dict[Path, IO[bytes]] = {}
+        self._memory: dict[str, torch.Tensor] = {}
 
     def __enter__(self) -> "_Desk":
         return self
@@ -96,7 +97,7 @@ class _Desk:
     def read(self, stored: Stored, start: int, out: torch.Tensor) -> None:
         """Fill `out`, of shape [n], with the values from `start` on, cast to its dtype."""
         dtype = FLOATS[str(stored.dtype)]
-        values = out if out.dtype == dtype else self.scratch.get("stored", tuple(out.shape), dtype)
+        values = out if out.dtype == dtype else self.memory("stored", tuple(out.shape), dtype)
         file = self._file(stored.file)
         file.seek((stored.offset or 0) + start * dtype.itemsize)
         left = values.view(torch.uint8).numpy().data
@@ -106,6 +107,13 @@ class _Desk:
             left = left[got:]
         if values is not out:
             out.copy_(values)
+
+    def memory(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor with arbitrary content: the same memory for every piece, as fresh memory costs more."""
+        size = math.prod(shape) * dtype.itemsize
+        if name not in self._memory or self._memory[name].numel() < size:
+            self._memory[name] = torch.empty(size, dtype=torch.uint8)
+        return self._memory[name][:size].view(dtype).view(shape)
 
     def _file(self, path: Path) -> IO[bytes]:
         if path not in self._open:

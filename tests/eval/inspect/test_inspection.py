@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ordermerge.cli import main
 from ordermerge.eval.inspect import stream
-from ordermerge.eval.inspect.changes import Scratch, Totals, measure
+from ordermerge.eval.inspect.changes import Totals, measure
 from ordermerge.eval.inspect.family import open_family
 from ordermerge.eval.inspect.inspection import inspect_models
 from ordermerge.eval.inspect.stream import inspect_family
@@ -147,9 +147,9 @@ def test_pieces_do_not_show(
     base, *subs = make_family("llama", count=3, dtype=dtype)
     sizes = []
 
-    def watched(rows: torch.Tensor, scratch: Scratch) -> Totals:
+    def watched(rows: torch.Tensor) -> Totals:
         sizes.append(rows.numel())
-        return measure(rows, scratch)
+        return measure(rows)
 
     monkeypatch.setattr(stream, "measure", watched)
     family = open_family(str(base), [str(sub) for sub in subs])
