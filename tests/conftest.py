@@ -53,7 +53,7 @@ def _is_installed(path: Path, installed: Path) -> bool:
 
 
 def pytest_report_header() -> str:
-    names = ("ordermerge", "mergekit", "torch", "transformers", "trl", "lm_eval")
+    names = ("ordermerge", "mergekit", "torch", "transformers", "trl", "lm_eval", "numba")
     return "versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
