@@ -5,12 +5,11 @@ Ju et al., "Mitigating Training Imbalance in LLM Fine-Tuning via Selective Param
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import torch
 from mergekit.merge_methods.base import (
     BasePolicy,
-    FunctionalGroupMergeMethod,
     InputContract,
     PerInputValues,
     PerNonBase,
@@ -18,6 +17,7 @@ from mergekit.merge_methods.base import (
 )
 from mergekit.merge_methods.easy_define import merge_method
 
+from ordermerge.merge_methods.base_required import name_missing_base
 from ordermerge.merge_methods.parameters import Granularity, GranularityParameter, Resample, Seed, Weight
 from ordermerge.merge_methods.selection import fill_blocks, fill_elements
 from ordermerge.merge_methods.tied import draw_name
@@ -102,24 +102,6 @@ def _merge(
     )
 
 
-class _BaseRequired(FunctionalGroupMergeMethod):
-    """A method that says which key is missing from the recipe when there is no base model."""
-
-    def validate_inputs(
-        self, input_ids: Sequence[Hashable], base_id: Hashable | None = None, *, group_name: str | None = None
-    ) -> None:
-        if base_id is None:
-            raise ValueError(
-                f"`{self.spec.name}` needs `base_model`, and {group_name} has none; name the model that the sub-models "
-                "were fine-tuned from, or use `parameter_selection` with `resample: 0`"
-            )
-        super().validate_inputs(input_ids, base_id, group_name=group_name)
-
-
-def _name_missing_base(method: FunctionalGroupMergeMethod) -> _BaseRequired:
-    return _BaseRequired(method.spec, method.implementation)
-
-
 # The defaults are what a recipe would say: mergekit validates them like a recipe's values.
 @merge_method(
     name="parameter_selection",
@@ -137,7 +119,7 @@ def parameter_selection_merge(
     return _merge(group, weight, resample, seed, granularity)
 
 
-@_name_missing_base
+@name_missing_base(", or use `parameter_selection` with `resample: 0`")
 @merge_method(
     name="parameter_selection_resample",
     pretty_name="Parameter Selection with Resampling",

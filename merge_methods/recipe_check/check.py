@@ -16,13 +16,16 @@ from mergekit.config import (
     evaluate_setting,
 )
 from mergekit.merge_methods import MergeMethod, ParameterScope, registered_methods
+from mergekit.merge_methods import get as get_method
 from mergekit.options import MergeOptions
 from mergekit.tokenizer.config import ModelTokenEmbedding
 from pydantic import ValidationError
 
 from ordermerge.config.library_fields import unknown_keys
 from ordermerge.errors import did_you_mean
+from ordermerge.merge_methods import FIRST_PASSES
 from ordermerge.merge_methods.parameter_selection import NAMES
+from ordermerge.merge_methods.parameters import Weight
 from ordermerge.merge_methods.recipe_check.layout import CODE, Fit, fit
 from ordermerge.merge_methods.recipe_check.staging import staged
 from ordermerge.models import local_folder
@@ -80,6 +83,10 @@ def check_recipe(
     problems += [*_dtype_problems(config, options), *_input_problems(method, config)]
     if not problems and method.spec.name in NAMES:
         problems += _selection_problems(config, scopes)
+    if not problems and Weight in [parameter.value_type for parameter in method.spec.parameters]:
+        problems += _weight_problems(config, scopes)
+    if not problems and needs_first_pass(recipe):
+        problems += _whole_model_problems(FIRST_PASSES[method.spec.name].settings, scopes)
     if not problems and models_exist:
         problems += absent_problems(config)
     if not problems and (models_exist or stand_in):
@@ -100,6 +107,24 @@ def recipe_fit(config: MergeConfiguration, options: MergeOptions | None = None, 
         fits = fit(stage, found)
     untried = options is None and fits.problems and all(problem.endswith(CODE) for problem in fits.problems)
     return Fit(warnings=fits.problems) if untried else fits
+
+
+def needs_first_pass(recipe: Mapping[str, Any]) -> bool:
+    """Tell whether the whole model is to be measured before it is merged, as only `ordermerge merge` and `run` do.
+
+    Args:
+        recipe: A recipe whose keys and values are well-formed.
+    """
+    first = FIRST_PASSES.get(recipe["merge_method"])
+    if first is None:
+        return False
+    given = recipe.get("parameters") or {}
+    plain = {
+        parameter.name: parameter.validate(given.get(parameter.name, parameter.default))
+        for parameter in get_method(recipe["merge_method"]).spec.shared_parameters
+        if not isinstance(given.get(parameter.name), list | Mapping)
+    }
+    return first.needed(plain)
 
 
 def absent_problems(config: MergeConfiguration) -> list[str]:
@@ -229,11 +254,24 @@ def _selection_problems(config: MergeConfiguration, scopes: list[Scope]) -> Iter
         yield f"`resample: {resample}` needs `base_model`; name the model that the sub-models were fine-tuned from"
     if resample and settings.get("granularity", "element") in ("row", "tensor"):
         yield "`resample` goes with `granularity: element` only; set `resample: 0` to select whole rows or tensors"
+
+
+def _weight_problems(config: MergeConfiguration, scopes: list[Scope]) -> Iterator[str]:
+    """Yield where no sub-model can be drawn, for weights that are plain values."""
+    settings = {name: value for scope in scopes if not scope.of_model for name, value in scope.parameters.items()}
     for where, base, entries, _ in _inputs(config):
         weights = [(e.parameters or {}).get("weight", settings.get("weight", 1)) for e in entries if e.model != base]
         plain = [w for w in weights if not isinstance(w, (list, ConditionalParameter))]
         if len(plain) == len(weights) and not any(float(weight) for weight in plain):
             yield f"`weight` is 0 for every model of `{where}`; give at least one a positive weight"
+
+
+def _whole_model_problems(settings: Sequence[str], scopes: list[Scope]) -> Iterator[str]:
+    for scope in scopes:
+        for name in settings:
+            if isinstance(scope.parameters.get(name), list | Mapping):
+                place = f"{scope.where}.{name}"
+                yield f"`{place}` holds for the whole model; give one value instead of filters or a list"
 
 
 def _incomplete(model: ModelReference) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Warnings about likely mistakes in a recipe's models, from a few sampled values."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ CLOSE = 0.2
 _BLENDS = ("slerp", "nearswap", "arcee_fusion")
 # Enough to tell related from unrelated tensors (the mean of so many products is known to 1 %), read in milliseconds.
 PROBES, PROBE_VALUES = 16, 8192
+# The mean cosine of unrelated updates is 0, give or take 1/sqrt(values times pairs): 4 times that is no chance. In a
+# tensor of a few values, this much is taken for it.
+_APART = 0.1
+# Where model stock's denominator is this small, it keeps the base model.
+_SINGULAR = 1e-6
 _VOCABULARY = re.compile(r"embed|lm_head|wte|wpe|word_embeddings")
 
 
@@ -81,7 +87,8 @@ def recipe_warnings(
     warnings += companion_warnings(config, own_companions=own_companions and bool(config.models))
     if config.models and (sampled := sample(config)):
         copies = _copy_warnings(sampled, _has_task_vectors(config))
-        warnings = [*copies, *_base_warnings(config, sampled), *_dtype_warnings(config, sampled), *warnings]
+        kinds = (_base_warnings, _model_stock_warnings, _dtype_warnings)
+        warnings = [*copies, *(warning for kind in kinds for warning in kind(config, sampled)), *warnings]
     return list(dict.fromkeys(warnings))
 
 
@@ -161,8 +168,7 @@ def _copy_warnings(sampled: Sampled, task_vectors: bool) -> Iterator[str]:
 def _base_warnings(config: MergeConfiguration, sampled: Sampled) -> Iterator[str]:
     if sampled.base is None or not sampled.subs or not _has_task_vectors(config):
         return
-    origin = [values.double() for values in sampled.values[sampled.base.path]]
-    deltas = [[v.double() - o for v, o in zip(sampled.values[s.path], origin, strict=True)] for s in sampled.subs]
+    origin, deltas = _task_vectors(sampled, sampled.base)
     far = []
     for sub, delta in zip(sampled.subs, deltas, strict=True):
         ratios = [float(d.norm() / o.norm()) for d, o in zip(delta, origin, strict=True) if o.norm() > 0]
@@ -183,6 +189,31 @@ def _base_warnings(config: MergeConfiguration, sampled: Sampled) -> Iterator[str
             f"the sub-models are at least {1 / ratio:.0f} times closer to each other than to {sampled.base.path}: if "
             f"they were fine-tuned from another model, name that as `base_model`; if not, their training differed so "
             f"little that the merge will hardly differ from any of them"
+        )
+
+
+def _task_vectors(sampled: Sampled, base: Checkpoint) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Return the base model's values of each probe, and what each sub-model changed of them; float64."""
+    origin = [values.double() for values in sampled.values[base.path]]
+    return origin, [[v.double() - o for v, o in zip(sampled.values[s.path], origin, strict=True)] for s in sampled.subs]
+
+
+def _model_stock_warnings(config: MergeConfiguration, sampled: Sampled) -> Iterator[str]:
+    if config.merge_method != "model_stock" or sampled.base is None or len(sampled.subs) < 2:
+        return
+    count, (_, deltas) = len(sampled.subs), _task_vectors(sampled, sampled.base)
+    cosines, margins = [], []
+    for probes in zip(*deltas, strict=True):
+        pairs = [torch.cosine_similarity(a, b, dim=0) for a, b in itertools.combinations(probes, 2)]
+        cosines.append(float(torch.stack(pairs).mean()))
+        margins.append(min(_APART, 4 / math.sqrt(len(pairs) * len(probes[0]))))
+    if apart := [cosine for cosine, margin in zip(cosines, margins, strict=True) if cosine < -margin]:
+        step = 1 + (count - 1) * min(apart)
+        factor = f" ({count * min(apart) / step:.2f} times their mean)" if abs(step) > _SINGULAR else ""
+        yield (
+            f"in {len(apart)} of {len(cosines)} tensors sampled the sub-models' updates point apart (mean cosine down "
+            f"to {min(apart):.2f}): there `model_stock` extrapolates, to the other side of the base model{factor}; use "
+            "`linear`, or leave out the sub-model that differs"
         )
 
 

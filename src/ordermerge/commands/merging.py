@@ -19,6 +19,7 @@ from mergekit.io.lazy_tensor_loader import LazyTensorLoader, ShardedTensorIndex
 from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
+from ordermerge.commands.first_pass import Found, completed_text, measure, with_results
 from ordermerge.commands.model_card import CARD, complete_card
 from ordermerge.companions import CONFIG, TOKENIZER, copy_companions
 from ordermerge.errors import UserError
@@ -83,7 +84,8 @@ def merge(
             raise UserError(problems, where=recipe_path)
         by_name = bool(by_name or (by_name is None and found.table))
         table = table_by_name(named_groups(staged, options)[0]) if by_name else found.architecture
-        architecture = _merge_weights(recipe_path, partial, staged, options, table)
+        architecture, measured = _merge_weights(recipe_path, partial, staged, options, table)
+        source = completed_text(recipe, staged.config, measured) if measured else source
         _give_companions(partial, staged, architecture, options)
         if options.write_model_card:
             (partial / CARD).write_text(generate_card(config=named, config_yaml=source, name=out.name), "utf-8")
@@ -158,8 +160,11 @@ def _with_dense_adapters(staged: Staged, options: MergeOptions, cache: str) -> S
 
 def _merge_weights(
     recipe_path: Path, partial: Path, staged: Staged, options: MergeOptions, table: ModelArchitecture | None
-) -> ModelArchitecture:
-    """Let mergekit write the weights, the config and what the recipe says of the tokenizer; return the table used."""
+) -> tuple[ModelArchitecture, Found]:
+    """Let mergekit write the weights, the config and what the recipe says of the tokenizer.
+
+    Returns the table of tensors that it used, and what was measured of the whole model first.
+    """
     config = staged.config
     copy_tokenizer = bool(config.chat_template) and options.copy_tokenizer  # for the template; the rest is copied here
     settings = options.model_copy(update={"copy_tokenizer": copy_tokenizer, "write_model_card": False})
@@ -168,14 +173,15 @@ def _merge_weights(
         LoaderCache.loaders[ref] = _CheckedLoader(ref, model, lazy_unpickle=options.lazy_unpickle)
     try:
         with _tables(table) as used:
-            mergekit.merge.run_merge(config.model_copy(deep=True), str(partial), settings, "")
+            measured = measure(config, settings)
+            mergekit.merge.run_merge(with_results(config, measured), str(partial), settings, "")
     except UserError:
         raise
     except Exception as error:  # mergekit and the file formats below it raise many kinds
         raise UserError(f"{recipe_path}: mergekit could not merge it: {staged.in_words(str(error))}") from error
     finally:
         LoaderCache.loaders.clear()
-    return used[0]
+    return used[0], measured
 
 
 @contextmanager

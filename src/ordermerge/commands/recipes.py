@@ -14,6 +14,7 @@ from mergekit.merge_methods.base import BasePolicy
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import write_text
+from ordermerge.merge_methods.recipe_check.check import needs_first_pass
 from ordermerge.run_directory import order_folder
 
 # mergekit draws for these methods from the global generator, which only this option fixes.
@@ -101,7 +102,8 @@ def write_recipe(
     """
     flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     parts = (part for flag, value in flags.items() for part in ([flag] if value is True else [flag, str(value)]))
-    program = ["ordermerge", "merge", "--by-name"] if by_name else ["mergekit-yaml"]
+    ours = ["ordermerge", "merge", *(["--by-name"] if by_name else [])]
+    program = ours if by_name or needs_first_pass(recipe) else ["mergekit-yaml"]
     command = shlex.join([*program, str(path), str(out), *parts])
     if "lora_merge_dtype" in options:  # a fresh cache, as mergekit trusts an old one
         command += ' --lora-merge-cache "$(mktemp -d)"'

@@ -141,6 +141,17 @@ parameter_selection:
   parameters: {seed: 3, granularity: [{filter: norm, value: tensor}, {value: row}]}
 parameter_selection_resample:
   {merge_method: parameter_selection_resample, base_model: BASE, models: [{model: A}, {model: B}], dtype: bfloat16}
+half_reset:
+  merge_method: half_reset
+  base_model: BASE
+  models: [{model: A, parameters: {weight: 2}}, {model: B}]
+  parameters: {base_share: [{filter: mlp, value: [0, 1]}, {value: 0.3}], seed: 1}
+graft:
+  merge_method: graft
+  base_model: BASE
+  models: [{model: A, parameters: {density: 0.2, threshold: "1e-3"}}, {model: B, parameters: {threshold: 0}}]
+  parameters: {lambda: [0.5, 1], strict: true}
+pcb: {merge_method: pcb, base_model: BASE, models: [{model: A}, {model: B}, {model: C}], parameters: {ratio: [0.1, 1]}}
 """
 RECIPES: dict[str, dict[str, Any]] = yaml.safe_load(EXAMPLES)
 

@@ -1,6 +1,7 @@
 """Warnings from the models' contents: each is given where it should be, and not where models are as they should be."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_unrelated_base_is_noticed(method: str, family: list[Path], move: Move) 
     assert problem.startswith(f"{base} does not look like the base model of {models[0]} (1.4")
     assert f"), {models[1]} (1.4" in problem
     assert problem.endswith("name the model that they were fine-tuned from as `base_model`")
+
+
+def test_model_stock_of_updates_that_point_apart_is_noticed(family: list[Path]) -> None:
+    assert warn(family, "model_stock") == []
+    base, first = (load_file(folder / "model.safetensors") for folder in family[:2])
+    against = {name: (2 * base[name].float() - first[name].float()).to(base[name].dtype) for name in base}
+    save_file(against, family[2] / "model.safetensors", {"format": "pt"})
+    (problem,) = warn(family, "model_stock")
+    found = re.fullmatch(
+        r"in (\d+) of \1 tensors sampled the sub-models' updates point apart \(mean cosine down to -0\.3\d\): there "
+        r"`model_stock` extrapolates, to the other side of the base model \((-\d\.\d\d) times their mean\); use "
+        r"`linear`, or leave out the sub-model that differs",
+        problem,
+    )
+    assert found, problem
+    # The mean cosine of u, -u and an unrelated update is -1/3, give or take some for few values: t = 3c / (1 + 2c).
+    assert -5 < float(found[2]) < -2
+    assert warn(family, "linear") == []
 
 
 def test_parent_of_the_sub_models_that_is_not_their_base_is_noticed(family: list[Path], move: Move) -> None:
