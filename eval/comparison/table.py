@@ -1,6 +1,6 @@
 """A comparison as tables: for each task and metric, one against each reference."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 from ordermerge.errors import printable
@@ -36,13 +36,15 @@ def markdown_comparison(report: ComparisonReport) -> str:
         report: The comparison.
     """
     parts: list[str] = []
-    last = None
+    columns, last = _header(report), None
     for heading, against, comparisons in _blocks(report):
         if heading != last:
             parts.append(f"### {markdown_text(heading)}")
         last = heading
-        header = [*_header(report), "p", "p (Holm)", "detectable"]
-        lines = [[*_cells(one, report), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons]
+        header = [*columns, "p", "p (Holm)", "detectable"]
+        lines = [
+            [*_cells(one, columns), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons
+        ]
         parts.append(f"{markdown_text(against)}:\n\n{markdown_rows(header, lines)}")
     parts += map(markdown_text, comparison_notes(report))
     if report.calibration:
@@ -57,14 +59,14 @@ def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> N
         report: The comparison.
         file: Where to print; standard output if not given.
     """
-    last = None
+    columns, last = _header(report), None
     for heading, against, comparisons in _blocks(report):
         if heading != last:
             print(printable(heading), file=file)
         last = heading
         print(printable(f"{against}:"), file=file)
-        lines = [[*_cells(one, report), _p(one.p_value_holm)] for one in comparisons]
-        print_columns([*_header(report), "p (Holm)"], lines, file=file)
+        lines = [[*_cells(one, columns), _p(one.p_value_holm)] for one in comparisons]
+        print_columns([*columns, "p (Holm)"], lines, file=file)
     for note in comparison_notes(report):
         print(printable(note), file=file)
     print_calibration(report.calibration, file)
@@ -131,8 +133,8 @@ def _header(report: ComparisonReport) -> list[str]:
     return ["model", "difference", f"{report.confidence:.0%} interval", *over_orders]
 
 
-def _cells(one: Comparison, report: ComparisonReport) -> list[str]:
-    intervals = [(one.low, one.high), *([one.orders] if len(_header(report)) > 3 else [])]
+def _cells(one: Comparison, columns: Sequence[str]) -> list[str]:
+    intervals = [(one.low, one.high), *([one.orders] if len(columns) > 3 else [])]
     texts = (f"{_signed(ends[0])} to {_signed(ends[1])}" if ends else "" for ends in intervals)
     return [one.model, _signed(one.difference), *texts]
 

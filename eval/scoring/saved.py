@@ -110,7 +110,8 @@ class SavedScores:
         """
         new = [task for task in tasks if task not in self.results]
         groups = content.get("group_subtasks", {})
-        self.rows.extend(row for row in result_rows(content, file.parent.name) if row.task in new)
+        scores = {task: content["results"][task] for task in new if task in content["results"]}
+        self.rows.extend(result_rows({**content, "results": scores}, file.parent.name))
         self.results.update(dict.fromkeys(new, file))
         self.samples.update({task: samples[task] for task in new if task in samples})
         self.subtasks.update({task: _leaves(task, groups) for task in new if task in groups})

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def complete_recipe(
     policies = {method.spec.name: method.spec.contract.base for method in registered_methods()}
     if "base_model" in given:
         recipe["base_model"] = _reference(given.pop("base_model"))
-    elif policies.get(recipe["merge_method"]) == BasePolicy.REQUIRED or (given.get("parameters") or {}).get("resample"):
+    elif policies.get(str(recipe["merge_method"])) == BasePolicy.REQUIRED or _resamples(given.get("parameters")):
         recipe["base_model"] = _reference(experiment.model.reference)
     folders = models or [order_folder(run_directory, order) for order in range(experiment.orders.count)]
     base = experiment.model.reference if experiment.saves_adapters else None
@@ -60,6 +60,10 @@ def _reference(model: Any, base: str | None = None) -> Any:
     if not any(isinstance(path, str) and path.startswith("/") and {"+", "@"} & set(path) for path in paths):
         return model if base is None else f"{base}+{model}"
     return dict(zip(("model", "lora"), map(_part, paths), strict=False))
+
+
+def _resamples(parameters: Any) -> bool:
+    return isinstance(parameters, Mapping) and bool(parameters.get("resample"))
 
 
 def _part(path: str) -> dict[str, str]:

@@ -105,7 +105,7 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
 def _find(named: str, directory: Path) -> str:
     """Return the absolute path of a file or folder, looked for in a folder and in the working one; else the name."""
     path = Path(os.path.expanduser(named))
-    return next((str(p.resolve()) for p in (directory / path, path) if p.exists()), named)
+    return next((str(p.resolve()) for p in (directory / path, path) if os.path.exists(p)), named)
 
 
 def _find_all(named: Any, directory: Path) -> Any:
