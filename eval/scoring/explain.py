@@ -20,9 +20,9 @@ ASSERTIONS = {
         "`model_args` if the model can take more"
     ),
     "len(continuation_enc) > 0": (
-        "a text to be scored is empty, or its beginning and the end of its context are one token, so that nothing is "
-        "left to score; leave such documents out, or end the context where a token ends (before a space, which then "
-        "begins the text)"
+        "a text to be scored has no characters, or its beginning and the end of its context are one token, so that "
+        "nothing is left to score; leave such documents out, or end the context where a token ends (before a space, "
+        "which then begins the text)"
     ),
 }
 OFFLINE = (

@@ -69,7 +69,7 @@ def test_explained_gives_cause_and_remedy(error, message):
     ("completion", "message"),
     [
         ("a" * 200, "longer than the model's context; leave such documents out"),
-        ("", "a text to be scored is empty; leave"),
+        ("", "a text to be scored has no characters, or its beginning and the end of its context are one token"),
     ],
 )
 def test_completion_that_cannot_be_scored_is_named(tmp_path, models, completion, message):
