@@ -149,20 +149,27 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         r"record 0: the tokenizer's chat template does not read `tools`",
     ),
     "turns that the template does not mark": (
-        {"model": {"path": "chatty"}, "data": CHAT, "lines": [{"chat": [USER, ASSISTANT]}] * 4,
-         "sft": {"assistant_only_loss": True}},
+        {
+            "model": {"path": "chatty"},
+            "data": CHAT,
+            "lines": [{"chat": [USER, ASSISTANT]}] * 4,
+            "sft": {"assistant_only_loss": True},
+        },
         r"chat template is not training-compatible",
-    ),  # fmt: skip
+    ),
     # merges
     "a bad dtype": ({"merges": {"m": {"merge_method": "parameter_selection", "dtype": "f99"}}}, r"f99"),
     "a method's parameter missing": ({"merges": {"m": {"merge_method": "linear"}}}, r"linear needs `weight`"),
     # evaluation
     "a field that no document has": ({"task": {"doc_to_text": "{{nope}}"}}, r"task 't' .*'nope' is undefined"),
     "a field that holds nothing": (
-        {"task": {}, "lines": [{"q": "a", "a": "b"}] * 7 + [{"q": "a", "a": "b", "c": None}, {"q": "c", "a": None}],
-         "data": {"completion": "{q}"}},
+        {
+            "task": {},
+            "lines": [{"q": "a", "a": "b"}] * 7 + [{"q": "a", "a": "b", "c": None}, {"q": "c", "a": None}],
+            "data": {"completion": "{q}"},
+        },
         r"document 8 has nothing in the field `a`",
-    ),  # fmt: skip
+    ),
     "a template that is none": ({"task": {"doc_to_text": "{{q"}}, r"task 't'"),
     "code that nobody consented to": ({"task": {"unsafe_code": True}}, r"task t runs code that the model wrote"),
     "a task on a hub out of reach": (
@@ -170,11 +177,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         r"task 't' cannot be loaded: it is on the Hugging Face hub, which cannot be reached",
     ),
     "data named twice": (
-        {"task": {"include": COMPLETION, "dataset_path": None, "dataset_kwargs": {"data_files": "d"}},
-         "evaluation": {"metadata": {"data_files": "other.jsonl"}}},
+        {
+            "task": {"include": COMPLETION, "dataset_path": None, "dataset_kwargs": {"data_files": "d"}},
+            "evaluation": {"metadata": {"data_files": "other.jsonl"}},
+        },
         r"task 't'.*(`data_files` is given twice|no such data file: .*d)",
-    ),  # fmt: skip
-}  # fmt: skip
+    ),
+}
 
 
 def test_the_experiment_that_the_others_break_is_sound(write: Callable[..., Path]):
