@@ -65,7 +65,7 @@ def mutated(value: Any, draw: random.Random) -> Any:
         if kind < 0.1:
             return {k: v for k, v in value.items() if k != key}
         if kind < 0.2:
-            return {**value, draw.choice([key + "x", key.upper(), "", 1, None, "x" * 300, "\x1b"]): value[key]}
+            return {**value, draw.choice([f"{key}x", str(key).upper(), "", 1, None, "x" * 300, "\x1b"]): value[key]}
         return {**value, key: mutated(value[key], draw)}
     if isinstance(value, list) and value and draw.random() < 0.7:
         index = draw.randrange(len(value))
