@@ -1,9 +1,15 @@
+import errno
 import json
+import os
+import re
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from ordermerge.files import fingerprint, fingerprint_path, new_directory, partial_directory, write_json, write_text
+from ordermerge.files import fingerprint, fingerprint_path, is_write_problem, write_json, write_problem, write_text
 
 
 def test_write_text_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -19,49 +25,50 @@ def test_write_json_round_trips(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None, "é"], "p": "q"}
 
 
-def test_new_directory_appears_only_when_whole(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with new_directory(out) as partial:
-        assert partial.name == "out"
-        (partial / "file").write_text("1")
-        assert not out.exists()
-    assert (out / "file").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_what_is_equal_is_not_written_again(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "one")
+    before = (tmp_path / "x").stat()
+    write_text(tmp_path / "x", "one")
+    assert ((tmp_path / "x").stat().st_ino, (tmp_path / "x").stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_new_directory_failure_keeps_the_earlier_one(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with new_directory(out) as partial:
-        (partial / "file").write_text("1")
-    with pytest.raises(KeyboardInterrupt), new_directory(out) as partial:
-        (partial / "file").write_text("2")
-        raise KeyboardInterrupt
-    assert (out / "file").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = socket.gethostname()
+    (tmp_path / f".x.writing-{host}-{dead.pid}-00").touch()
+    (tmp_path / f".x.writing-{host}-{os.getpid()}-00").touch()
+    (tmp_path / ".x.writing-elsewhere-1-00").touch()
+    write_text(tmp_path / "x", "one")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"x", f".x.writing-{host}-{os.getpid()}-00", ".x.writing-elsewhere-1-00"}
 
 
-def test_new_directory_clears_what_a_killed_run_left(tmp_path: Path) -> None:
-    left = tmp_path / ".out.partial" / "out"
-    left.mkdir(parents=True)
-    (left / "stale").write_text("x")
-    with new_directory(tmp_path / "out") as partial:
-        assert list(partial.iterdir()) == []
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "P/x: cannot be written: No space left on device; free some",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "P/y"), "P/y: cannot be written: Read-only file system; write"),
+        (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "P/x: .* quota exceeded; free some of your"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1 vs 0"), "P/x: .*inline_container"),
+    ],
+)
+def test_a_failing_disk_is_told_by_path_and_remedy_whoever_says_so(
+    error: Exception, words: str, tmp_path: Path
+) -> None:
+    if getattr(error, "filename", None):
+        error.filename = str(tmp_path / "y")
+    assert is_write_problem(error, tmp_path)
+    assert re.match(words.replace("P/", f"{tmp_path}/"), write_problem(error, tmp_path / "x"))
 
 
-def test_new_directory_keeps_what_a_failed_run_left_with_a_survivor(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), new_directory(out, keep_if_present="state") as partial:
-        assert partial == partial_directory(out)
-        (partial / "file").write_text("1")
-        (partial.parent / "state").mkdir()
-        raise KeyboardInterrupt
-    with new_directory(out, keep_if_present="state") as partial:
-        assert (partial / "file").read_text() == "1"
-    assert (out / "file").read_text() == "1"
-    with pytest.raises(KeyboardInterrupt), new_directory(out, keep_if_present="state") as partial:
-        assert list(partial.iterdir()) == []
-        raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), RuntimeError("shape"), SafetensorError("header")])
+def test_other_errors_are_not_blamed_on_the_disk(error: Exception, tmp_path: Path) -> None:
+    assert not is_write_problem(error, tmp_path)
+    assert not is_write_problem(PermissionError(errno.EACCES, "no", "/elsewhere/model"), tmp_path)
 
 
 def test_fingerprint_ignores_key_order_only() -> None:

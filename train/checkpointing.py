@@ -5,10 +5,9 @@ and say nothing.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,11 @@ from transformers.trainer_pt_utils import safe_globals
 
 from ordermerge.config.schema import CheckpointsSection, Experiment
 from ordermerge.errors import UserError
-from ordermerge.files import new_directory, partial_directory, require_space, write_json
+from ordermerge.files import require_space, write_json
+from ordermerge.folders import finish, new_directory
+from ordermerge.locks import lock
 from ordermerge.run_directory import CHECKPOINTS
-from ordermerge.stages import changes
+from ordermerge.stages import Step, changes
 from ordermerge.train import distributed
 from ordermerge.train.distributed import say
 
@@ -120,10 +121,8 @@ def mark_complete(checkpoint: Path, training: TrainingIdentity) -> None:
         checkpoint: The folder `checkpoint-N`.
         training: What it is a part of.
     """
+    finish(checkpoint)  # a loss of power must not spare the mark and take the rest
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    for path in files:
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())  # a loss of power must not spare the mark and take these
     sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
     write_json(checkpoint / _COMPLETE, {**asdict(training), "files": sizes})
     for other in checkpoint.parent.glob("checkpoint-*"):
@@ -155,17 +154,29 @@ def problem_of(checkpoint: Path) -> str | None:
 
 
 @contextmanager
-def workplace(output: Path) -> Iterator[Path]:
-    """Yield the folder to fill, which becomes `output` when the block ends well; for all processes together.
+def workplace(step: Step) -> Iterator[Path | None]:
+    """Yield the folder to fill, which becomes an order's when the block ends well; for all processes together.
 
-    After a failure it stays, if there are training checkpoints.
+    The main process holds the order's lock meanwhile. After a failure the folder stays, if there are training
+    checkpoints.
 
     Args:
-        output: The sub-model's folder.
+        step: The order.
+
+    Yields:
+        The folder; None if another process has trained the order while this one waited for it.
+
+    Raises:
+        UserError: If another process is training the order, or the folder cannot be written.
     """
-    main = distributed.rank() == 0
-    with new_directory(output, keep_if_present=_STATE) if main else nullcontext(partial_directory(output)) as partial:
-        distributed.wait()
+    with ExitStack() as held:
+
+        def begin() -> Path | None:
+            held.enter_context(lock(step.output))
+            # Whether it waited or not: between the plan and this, the order may have been finished.
+            return None if step.is_done() else held.enter_context(new_directory(step.output, resumable=_STATE))
+
+        partial = distributed.on_main(begin)
         yield partial
         distributed.wait()
 

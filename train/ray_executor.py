@@ -7,7 +7,6 @@ import contextlib
 import io
 import os
 import socket
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import click
 
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
+from ordermerge.folders import scratch_directory
 from ordermerge.provenance import versions
 
 RETRIES = 2  # of an order whose process died or raised anything but a UserError
@@ -48,7 +48,7 @@ class Task:
         threads: How many threads to train with.
         gpus: How many GPUs were asked for.
         working_directory: Where the command was given; the experiment's paths may be relative to it.
-        probe: A file that the command made in the run directory.
+        probe: A folder that the command made in the run directory.
         seen: The order's inputs and the versions, as the command's machine sees them.
     """
 
@@ -222,10 +222,9 @@ def _cluster(ray: ModuleType) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _probe(run_directory: Path) -> Iterator[Path]:
-    """Yield a file of the run directory whose name no other file system has."""
-    run_directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=run_directory, prefix=".seen-by-nodes-") as file:
-        yield Path(file.name)
+    """Yield a folder of the run directory whose name no other file system has."""
+    with scratch_directory(run_directory, "seen-by-nodes") as folder:
+        yield folder
 
 
 def _gpus(nodes: Sequence[dict[str, float]], resources: Resources) -> float:

@@ -240,13 +240,16 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     samples, tokenizer, threads = load_samples(experiment), load_tokenizer(experiment), torch.get_num_threads()
     prepared: Prepared | None = None
     for position, step in enumerate(todo, start=1):
-        with workplace(step.output) as directory:
+        with workplace(step) as directory:
+            if directory is None:
+                say(f"{step.name}: trained by another process meanwhile, kept {step.output}")
+                continue
             training = TrainingIdentity(step.inputs, distributed.count(), threads)
             start = distributed.on_main(functools.partial(prepare_resume_point, directory, training))
             torch.set_num_threads(start.threads)
             base = load_model(experiment)
             trainer = make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
-            if prepared is None:
+            if first := prepared is None:
                 prepared = prepare(experiment, samples, trainer)
                 require_agreement(samples, prepared)
                 if problems := fit_problems(base.model, tokenizer, prepared):
@@ -255,7 +258,7 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
                     say(f"warning: {warning}")
             trainer.permutations = prepared.orders[step.inputs["order"]]
             saver = make_saver(experiment, trainer, base, prepared, training, directory)
-            if position == 1:
+            if first:
                 needed = disk_needed(experiment, base.model, saver.saves, len(todo))
                 distributed.on_main(functools.partial(require_disk, needed, saver.saves, directory, len(todo)))
             for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):

@@ -3,8 +3,8 @@
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from ordermerge.eval.scoring.table import Row
 from ordermerge.eval.scoring.task_files import local_identity, untold_reads
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
 from ordermerge.files import file_records, write_text
+from ordermerge.folders import new_directory
+from ordermerge.locks import lock
 from ordermerge.models import Model, identity, members_of
 from ordermerge.provenance import record
 from ordermerge.stages import Step, mark_done, unfinished
@@ -106,8 +108,12 @@ def score_models(
             what = model if isinstance(model, str) else f"the ensemble of {len(model)} models"
             _say(f"{where}: scoring {what}{_part(todo[name], settings)}")
             started = time.perf_counter()
-            opened = made[name]() if name in made else nullcontext(model)
-            failures[name] = _score_or_explain(opened, manager, tasks, settings, todo[name])
+            with _locked(todo[name]) as left:
+                if not left:
+                    _say(f"{where}: scored by another process meanwhile")
+                    continue
+                opened = made[name]() if name in made else nullcontext(model)
+                failures[name] = _score_or_explain(opened, manager, tasks, settings, left)
             _say(f"{where}: {'failed' if failures[name] else 'scored'} after {time.perf_counter() - started:.1f} s")
     rows = load_rows(out, models, settings.tasks) if _is_main_process() else []
     failed = [f"{name} ({models[name]}) could not be scored: {reason}" for name, reason in failures.items() if reason]
@@ -169,6 +175,17 @@ def _part(steps: list[Step], settings: EvaluationSection) -> str:
     return "" if len(tasks) == len(set(settings.tasks)) else f" on {', '.join(tasks)}"
 
 
+@contextmanager
+def _locked(steps: list[Step]) -> Iterator[list[Step]]:
+    """Hold the lock of a model's scores in the first of several processes; yield the steps that are still to do."""
+    if not _is_main_process():
+        yield steps
+        return
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # the others have decided already, and go on
+    with lock(steps[0].output):
+        yield steps if several else unfinished(steps)
+
+
 def _score_or_explain(
     model: AbstractContextManager[Model],
     manager: Any,
@@ -181,13 +198,13 @@ def _score_or_explain(
     chosen = {step.inputs["task"]: tasks[step.inputs["task"]] for step in steps}
     began = {step.marker: step.made_from() for step in steps}
     try:
-        with model as opened:
-            files = evaluate_model(opened, manager, chosen.values(), settings, folder)
-        made = record(Path.cwd())
-        for step in steps if files is not None else []:
-            noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made}
-            written = file_records(folder, [noted["results"], *noted["samples"].values()])
-            mark_done(folder / step.marker, step.inputs, noted, files=written, made_from=began[step.marker])
+        with model as opened, _filled(folder) as partial:
+            files = evaluate_model(opened, manager, chosen.values(), settings, partial)
+            made = record(Path.cwd())
+            for step in steps if files is not None else []:
+                noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made}
+                written = file_records(partial, [noted["results"], *noted["samples"].values()])
+                mark_done(partial / step.marker, step.inputs, noted, files=written, made_from=began[step.marker])
     except Exception as error:  # whatever a checkpoint or backend raises must not lose the models after it
         write_text(folder / ERROR_FILE, traceback.format_exc())
         return f"{explained(error)} (traceback: {folder / ERROR_FILE})"
@@ -195,6 +212,11 @@ def _score_or_explain(
         free_memory()
     (folder / ERROR_FILE).unlink(missing_ok=True)
     return None
+
+
+def _filled(folder: Path) -> AbstractContextManager[Path]:
+    """Return what yields the folder to write scores to; but for the first of several processes, no one writes."""
+    return new_directory(folder, beside=True) if _is_main_process() else nullcontext(folder)
 
 
 def _is_main_process() -> bool:

@@ -1,18 +1,37 @@
-"""Files and folders that are either whole or absent, fingerprints of files, and disk space."""
+"""Files that are either whole or absent, fingerprints of files, disk space, and what is said of a failing disk."""
 
+import errno
 import functools
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ordermerge.errors import UserError
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+_MOST_LETTERS, _TEMPORARY, _DAY = 160, ".writing-", 86400
+_REMEDY = "mend that, or write elsewhere"
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, or write elsewhere; the same command goes on",
+    errno.EDQUOT: "free some of your quota there, or write elsewhere; the same command goes on",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "have its permissions changed, or write elsewhere",
+    errno.EPERM: "have its permissions changed, or write elsewhere",
+    errno.EFBIG: "raise the limit on a file's size (`ulimit -f`), or write elsewhere",
+    errno.EIO: "the disk is failing: write elsewhere",
+}
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+# What `torch.save` says when it cannot write, in a RuntimeError without the system's own words.
+_TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container\.cc|iostream error|file write failed")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,19 +45,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
+    """Write a file so that a reader sees the old content or the new, never a part; what is equal is left as it is.
+
+    Several processes may write the same file at once: each has a temporary file of its own.
 
     Args:
         path: Where to write; parent folders are made.
         content: The content.
+
+    Raises:
+        UserError: If it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name[:_MOST_LETTERS]}{_TEMPORARY}{unique()}")
+    try:
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead(partial)
+        try:
+            with open(partial, "xb") as file:  # never what a link of that name points to
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        if is_write_problem(error, path.parent):
+            raise UserError(write_problem(error, path)) from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -51,45 +86,63 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-@contextmanager
-def new_directory(path: Path, *, keep_if_present: str | None = None) -> Iterator[Path]:
-    """Yield a folder that takes the place of `path` only when the block ends well.
+def unique() -> str:
+    """Return a part of a file's name that no other process has: host, process and a random number."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
-    An earlier folder at `path` stays until then. What an interrupted run left is cleared first, unless it holds the
-    keep_if_present: then the folder to fill is as that run left it.
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk.
 
     Args:
-        path: The folder to make.
-        keep_if_present: Name of a folder beside the yielded one; where the block makes it, all stays after a failure.
-
-    Yields:
-        The folder to fill (see `partial_directory`), empty but for the work of a run that left the keep_if_present.
+        path: The file or folder.
     """
-    path = path.resolve()
-    partial = partial_directory(path)
-    workplace = partial.parent
-    _clear(workplace, keep_if_present)
-    partial.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield partial
-        if path.exists():
-            os.replace(path, workplace / ".before")
-        os.replace(partial, path)
-        keep_if_present = None
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems sync no folders
+            raise
     finally:
-        _clear(workplace, keep_if_present)
+        os.close(descriptor)
 
 
-def partial_directory(path: Path) -> Path:
-    """Return the folder in which `new_directory` has a folder filled.
-
-    It is `.NAME.partial/NAME` beside it: some programs write a folder's own name into its files.
+def workshop(path: Path) -> Path:
+    """Return where to work on a folder, such that the result can be renamed to it: beside it, or else within it.
 
     Args:
         path: The folder to be made.
     """
     path = path.resolve()
-    return path.with_name(f".{path.name}.partial") / path.name
+    within = path.is_dir() and (_is_mount_point(path) or not os.access(path.parent, os.W_OK))
+    return path if within else path.parent
+
+
+def is_write_problem(error: BaseException, place: Path) -> bool:
+    """Return whether an error means that something in a place cannot be written, whichever library says so.
+
+    Args:
+        error: What was raised.
+        place: The folder that was written to.
+    """
+    cause = _write_error(error)
+    if cause is None:
+        return False
+    name = getattr(cause, "filename", None)
+    return name is None or Path(os.path.abspath(os.fsdecode(name))).is_relative_to(place.absolute())
+
+
+def write_problem(error: BaseException, path: Path) -> str:
+    """Return one sentence on why a file or folder cannot be written, and what to do.
+
+    Args:
+        error: What was raised.
+        path: What was to be written; the error itself may know better.
+    """
+    cause = _write_error(error) or error
+    code = getattr(cause, "errno", None) or _said_code(cause) or 0
+    reason = os.strerror(code) if code else " ".join(str(cause).split())[:200]
+    return f"{getattr(cause, 'filename', None) or path}: cannot be written: {reason}; {_REMEDIES.get(code, _REMEDY)}"
 
 
 def fingerprint(value: Any) -> str:
@@ -186,9 +239,51 @@ def require_space(directory: Path, needed: int, what: str) -> None:
         )
 
 
-def _clear(workplace: Path, keep_if_present: str | None) -> None:
-    if keep_if_present is None or not (workplace / keep_if_present).exists():
-        shutil.rmtree(workplace, ignore_errors=True)
+def _write_error(error: BaseException | None) -> BaseException | None:
+    """Return the error, or the one behind it, that tells of a failing disk; None if none does."""
+    while error is not None:
+        code = error.errno if isinstance(error, OSError) else _said_code(error)
+        if code in _REMEDIES or (isinstance(error, RuntimeError) and _TORCH_WRITER.search(str(error))):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _said_code(error: BaseException) -> int | None:
+    """Return the number of the system's error in the message of a safetensors error, which has it nowhere else."""
+    found = _SYSTEM_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
+
+
+def _remove_dead(partial: Path) -> None:
+    """Remove the temporary files that killed processes left for the same file."""
+    start, host = partial.name.partition(_TEMPORARY)[0] + _TEMPORARY, socket.gethostname()
+    for name in os.listdir(partial.parent):
+        if not name.startswith(start):
+            continue
+        owner, _, number = name.removeprefix(start).rpartition("-")[0].rpartition("-")
+        with suppress(OSError):  # another process may be doing the same
+            old = time.time() - (partial.parent / name).stat().st_mtime > _DAY
+            if old or (owner == host and number.isdecimal() and not _is_alive(int(number))):
+                (partial.parent / name).unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _is_mount_point(path: Path) -> bool:
+    mounts = Path("/proc/self/mountinfo")  # names bind mounts too, which look like any folder
+    if os.path.ismount(path) or not mounts.is_file():
+        return os.path.ismount(path)
+    escaped = "".join(f"\\{ord(c):03o}" if c in " \t\n\\" else c for c in str(path))
+    return any(line.split(" ")[4] == escaped for line in mounts.read_text(errors="surrogateescape").splitlines())
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import JSON, give_json, names, user_errors
+from ordermerge.cli.options import JSON, WAIT, give_json, names, user_errors
 
 
 @click.command()
@@ -133,6 +133,7 @@ def curve(run_directory: Path, merge: str | None, sample: int, seed: int, json_f
 
 @click.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@WAIT
 @user_errors
 def report(run_directory: Path) -> None:
     """Write report.md and report.html of a RUN directory anew, as after `losses` and `imbalance`."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ordermerge.cli.options import JSON, LM_EVAL_SPELLING, evaluation_options, give_json, names, user_errors
+from ordermerge.cli.options import JSON, LM_EVAL_SPELLING, WAIT, evaluation_options, give_json, names, user_errors
 
 SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 
@@ -15,6 +15,7 @@ SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 @click.option("--out", default="eval-results", show_default=True, type=click.Path(path_type=Path), help="For results.")
 @click.option("--ensemble", is_flag=True, help="Score the mean of all MODELS' token probabilities too.")
 @evaluation_options
+@WAIT
 @user_errors
 def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) -> None:
     """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table.

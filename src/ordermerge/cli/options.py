@@ -16,6 +16,21 @@ RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
 
+
+def _set_waiting(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    from ordermerge.locks import waits
+
+    waits.set(value)
+
+
+WAIT = click.option(
+    "--wait",
+    is_flag=True,
+    expose_value=False,
+    callback=_set_waiting,
+    help="Wait for another process that makes the same; else this one leaves.",
+)
+
 JSON = click.option(
     "--json",
     "json_file",
@@ -115,6 +130,10 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except Exception as error:
             # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
+            from ordermerge.files import is_write_problem, write_problem
+
+            if not isinstance(error, UserError) and is_write_problem(error, Path("/")):
+                raise click.ClickException(shortened(printable(write_problem(error, Path.cwd())))) from error
             if isinstance(error, (UserError, OSError)) or type(error).__name__ == "SafetensorError":
                 if os.environ.get(DEBUG):
                     traceback.print_exc()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import RUNS_DIR, user_errors
+from ordermerge.cli.options import RUNS_DIR, WAIT, user_errors
 from ordermerge.stages import STAGES
 
 
@@ -17,6 +17,7 @@ from ordermerge.stages import STAGES
     help="Redo this stage and those after it, even if they are done.",
 )
 @RUNS_DIR
+@WAIT
 @user_errors
 def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> None:
     """Train, merge, evaluate and report, as the EXPERIMENT file says.
@@ -43,6 +44,7 @@ def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> N
     "--gpus-per-order", type=click.FloatRange(0, 1), help="With ray: GPUs of each order. [1 if there are any]"
 )
 @RUNS_DIR
+@WAIT
 @user_errors
 def train(
     experiment: Path,
@@ -101,15 +103,18 @@ def merge(arguments: tuple[str, ...]) -> None:
     from mergekit.scripts.run_yaml import main as mergekit_yaml
 
     from ordermerge.commands.merging import merge as merge_recipe
+    from ordermerge.locks import waits
 
+    wait = click.Option(["--wait"], is_flag=True, help="Wait for another process that merges there")
     by_name = click.Option(["--by-name"], is_flag=True, help="Merge by tensor name, without tables of architectures")
-    command = PrettyPrintHelp("merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, by_name])
+    command = PrettyPrintHelp("merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, by_name, wait])
     try:
         context = command.make_context("ordermerge merge", list(arguments))
     except ValueError as error:  # mergekit's parser of sizes
         raise click.UsageError(f"--out-shard-size must be a number such as 5B, 200M or 10k; got {error}") from error
     recipe, out = Path(context.params.pop("config_file")), Path(context.params.pop("out_path"))
     named = context.params.pop("by_name")
+    waits.set(context.params.pop("wait"))
     options = MergeOptions(**context.params)
     options.apply_global_options()
     merge_recipe(recipe, out, options, by_name=named)

@@ -1,7 +1,6 @@
 """Merges one recipe to one model by mergekit, and makes the result whole or absent."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,10 +19,12 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.options import MergeOptions
 
 from ordermerge.commands.first_pass import Found, completed_text, measure, with_results
+from ordermerge.commands.merge_output import merge_output
 from ordermerge.commands.model_card import CARD, complete_card
 from ordermerge.companions import CONFIG, TOKENIZER, copy_companions
 from ordermerge.errors import UserError
-from ordermerge.files import checkpoint_bytes, file_records, fingerprint, new_directory, require_space, write_json
+from ordermerge.files import checkpoint_bytes, file_records, fingerprint, require_space, write_json
+from ordermerge.folders import scratch_directory
 from ordermerge.merge_methods.recipe_check.by_name import named_groups, table_by_name
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, reopened
@@ -69,13 +70,14 @@ def merge(
         raise UserError(problems, where=recipe_path)
     for warning in recipe_warnings(recipe, own_companions=True, options=options, by_name=by_name):
         click.echo(f"warning: {warning}", err=True)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not _is_merge(out):
-        raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
     started, made_from = time.time(), step.made_from() if step else {}
     config = MergeConfiguration.model_validate(recipe)
     named = map_models(config, with_absolute_paths)  # for the card: mergekit looks a bare relative name up online
     _fetch(named, options)
-    with new_directory(out) as partial:
+    with merge_output(out, step) as partial:
+        if partial is None:
+            click.echo(f"{out}: merged by another process meanwhile, kept", err=True)
+            return bool(by_name)
         staged = stage(config, partial.parent / "models", cache_dir=options.transformers_cache)
         require_space(out, _bytes_needed(staged, options.lora_merge_cache), f"the merge of {recipe_path}")
         staged = _with_dense_adapters(staged, options, options.lora_merge_cache or str(partial.parent / "lora"))
@@ -110,16 +112,8 @@ def adapter_cache(directory: Path) -> Iterator[Path]:
     Yields:
         The folder, which mergekit makes when it needs it.
     """
-    cache = directory / ".adapters.partial"
-    shutil.rmtree(cache, ignore_errors=True)
-    try:
-        yield cache
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
-
-
-def _is_merge(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (RECIPE, MERGE_MARKER))
+    with scratch_directory(directory, "adapters") as scratch:
+        yield scratch / "lora"
 
 
 def _fetch(config: MergeConfiguration, options: MergeOptions) -> None:

@@ -25,6 +25,7 @@ from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
 from ordermerge.eval.tables import markdown_text
 from ordermerge.files import write_text
+from ordermerge.locks import lock
 from ordermerge.readers import read_json, read_yaml
 from ordermerge.run_directory import (
     ENSEMBLE,
@@ -57,6 +58,11 @@ def write_report(run_directory: Path) -> Path:
         UserError: If the directory holds no run, or a part of it is missing or damaged.
     """
     experiment = open_run(run_directory)
+    with lock(run_directory / REPORT):
+        return _write(experiment, run_directory)
+
+
+def _write(experiment: Experiment, run_directory: Path) -> Path:
     resolved = read_yaml(run_directory / EXPERIMENT)
     made = _made_with(resolved.pop(MADE_WITH, None), run_directory)
     orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.orders.count)]

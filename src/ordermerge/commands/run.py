@@ -1,7 +1,6 @@
 """`ordermerge run`, `train` and `check`: the whole chain over one run directory, nothing done twice."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -24,18 +23,28 @@ from ordermerge.errors import UserError
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.table import Row, print_table
-from ordermerge.files import partial_directory, write_text
+from ordermerge.files import write_text
+from ordermerge.folders import clear_dead, clear_leftovers
+from ordermerge.locks import lock
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import offline_problem
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
-from ordermerge.run_directory import EXPERIMENT, evaluation_folder, failure_noted, recipe_file, scored_models
-from ordermerge.stages import STAGES, Step
+from ordermerge.run_directory import (
+    EXPERIMENT,
+    evaluation_folder,
+    failure_noted,
+    merge_folder,
+    order_folder,
+    recipe_file,
+    scored_models,
+)
+from ordermerge.stages import STAGES, Step, unfinished
 from ordermerge.train.base_model import check_base
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
-from ordermerge.train.sft import check_training, train_orders, train_steps
+from ordermerge.train.sft import check_training, choose_orders, train_orders, train_steps
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
@@ -92,7 +101,7 @@ def train_experiment(
     if problems := check_training(experiment) or check_base(experiment):
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
-    on_main(lambda: _write_resolved(experiment, path, run_directory))
+    on_main(lambda: _begin_training(experiment, path, run_directory, only))
     with failure_noted(run_directory):
         if on_ray is not None:
             return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
@@ -123,8 +132,9 @@ def check_file(path: Path) -> str:
 def _carry_out(plan: Plan, path: Path, force: str | None) -> None:
     for step in plan.steps:
         if step.stage == force:
-            (step.output / step.marker).unlink(missing_ok=True)
-            shutil.rmtree(partial_directory(step.output).parent, ignore_errors=True)
+            with lock(step.output):
+                (step.output / step.marker).unlink(missing_ok=True)
+                clear_leftovers(step.output)
     _write_resolved(plan.experiment, path, plan.run_directory)
     rows: list[Row] = []
     for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
@@ -151,11 +161,23 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
             return  # the models are the same in all of them
 
 
+def _begin_training(experiment: Experiment, path: Path, run_directory: Path, only: int | None) -> None:
+    """Refuse what training would refuse, and only then note what is trained."""
+    unfinished(choose_orders(experiment, run_directory, only))
+    _write_resolved(experiment, path, run_directory)
+
+
 def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> None:
+    """Note what the run is of, and remove what killed processes left, if nothing can go on with it."""
     resolved = experiment.model_dump(mode="json", exclude_none=True)
     noted = {"file": str(path.resolve()), **record(path.resolve().parent)}
     text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
-    write_text(run_directory / EXPERIMENT, text)
+    with lock(run_directory / EXPERIMENT, wait=True):
+        write_text(run_directory / EXPERIMENT, text)
+    orders = [order_folder(run_directory, order) for order in range(experiment.orders.count)]
+    clear_dead(run_directory)
+    clear_dead(orders[0].parent, keep=[folder.name for folder in orders])
+    clear_dead(merge_folder(run_directory, ""), keep=list(experiment.merges))
 
 
 def _train(plan: Plan, steps: Sequence[Step]) -> None:

@@ -5,7 +5,6 @@ A merge of the sub-models as they were after a step is made in a temporary folde
 
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ordermerge.commands.recipes import complete_recipe, merge_options, write_re
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
+from ordermerge.folders import scratch_directory
 from ordermerge.models import identity
 from ordermerge.provenance import record
 from ordermerge.run_directory import CHECKPOINTS, open_run, order_folder, order_name, order_record, steps_file
@@ -93,8 +93,8 @@ def _measure_step(
     found = {order_name(order): mean(order_name(order), path) for order, path in enumerate(models)}
     for name in experiment.merges:
         recipe = complete_recipe(experiment, run, name, models=models)
-        with tempfile.TemporaryDirectory(prefix=".step-", dir=run) as folder:
-            path, out = Path(folder) / f"{name}.yml", Path(folder) / name
+        with scratch_directory(run, "step") as folder:
+            path, out = folder / f"{name}.yml", folder / name
             options = merge_options(experiment, recipe)
             write_recipe(recipe, path, out, options)
             merge(path, out, MergeOptions(quiet=True, **options), by_name=None)

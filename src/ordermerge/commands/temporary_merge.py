@@ -1,8 +1,6 @@
 """Recipes in the place of models: merged for as long as they are scored, so that the disk holds one at a time."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.merging import merge
 from ordermerge.commands.recipes import RANDOM_SEED
+from ordermerge.folders import scratch_directory
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import identity
 from ordermerge.readers import read_yaml
@@ -37,13 +36,9 @@ def temporary_merge(
     Raises:
         UserError: As `merge`.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=".merging-", dir=out))
-    try:
+    with scratch_directory(out, "merging") as place:
         merge_recipe(recipe, place / name, options)
         yield str(place / name)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def merge_recipe(recipe: Path, folder: Path, options: Mapping[str, Any] = MappingProxyType({})) -> None:
