@@ -278,14 +278,15 @@ def test_a_failing_order_is_named_and_the_others_are_trained(
     write_experiment()
     orders = tmp_path / "runs" / "tiny" / "orders"
     orders.mkdir(parents=True)
-    (orders / ".1.partial").touch()  # where a folder should be
+    (orders / ".1.lock").mkdir()  # where a file should be
     monkeypatch.setattr(ray_executor, "RETRIES", 0)
     done = _train(tmp_path)
     assert done.exit_code == 1
     assert re.search(
-        r"Error: 1 of 2 orders failed: order_1 \(\w+: .*\.1\.partial.*\)\. The same command goes on", done.output
+        r"Error: 1 of 2 orders failed: order_1 \(.*/\.1\.lock: cannot be written: .*\)\. The same command goes on",
+        done.output,
     )
-    (orders / ".1.partial").unlink()
+    (orders / ".1.lock").rmdir()
     assert sorted(os.listdir(orders)) == ["0"]
     again = _train(tmp_path)
     assert again.exit_code == 0, again.output
