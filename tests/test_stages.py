@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.files import file_records
+from ordermerge.files import file_problems, file_records
 from ordermerge.stages import Step, mark_done, unfinished
 
 INPUTS = {"orders": {"seed": 0, "strategy": "random"}, "files": ["a"]}
@@ -78,3 +79,36 @@ def test_a_step_is_done_again_when_what_it_needs_was_made_anew_and_differently(t
     assert not step.is_done()
     (tmp_path / "need" / "m.json").unlink()
     assert not step.is_done()
+
+
+def test_what_was_changed_or_lost_since_it_was_made_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "weights").write_text("one")
+    (folder / "README.md").write_text("a note")
+    mark_done(folder / "marker.json", INPUTS, {}, files=file_records(folder))
+    made = step(tmp_path, INPUTS)
+    (folder / "README.md").write_text("another note")
+    os.utime(folder / "weights", ns=(1, 1))  # as a copy has it
+    assert made.is_done()
+    (folder / "weights").write_text("two")
+    with pytest.raises(
+        UserError, match=r"weights: is not what it was when it was made .*; restore it, or make it anew"
+    ):
+        made.is_done()
+    (folder / "weights").write_text("three")
+    with pytest.raises(UserError, match=r"weights: has 5 bytes, and had 3 when it was made"):
+        made.is_done()
+    (folder / "weights").unlink()
+    with pytest.raises(UserError, match=r"weights: is missing; restore it"):
+        made.is_done()
+
+
+def test_a_flipped_bit_is_found_where_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"one")
+    records, status = file_records(tmp_path), (tmp_path / "weights").stat()
+    (tmp_path / "weights").write_bytes(b"onf")
+    os.utime(tmp_path / "weights", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_problems(tmp_path, records) == []
+    (problem,) = file_problems(tmp_path, records, deep=True)
+    assert problem == f"{tmp_path / 'weights'}: is not what it was when it was made (its SHA-256 is another)"

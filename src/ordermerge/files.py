@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,30 @@ def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
         digest = fingerprint_file(folder / name)
         records[name] = {"size": status.st_size, "modified": status.st_mtime_ns, "sha256": digest}
     return records
+
+
+def file_problems(folder: Path, records: Mapping[str, Mapping[str, Any]], *, deep: bool = False) -> list[str]:
+    """Return a sentence on each file that is not what it was when it was written.
+
+    Args:
+        folder: The folder that the files are in.
+        records: From `file_records`.
+        deep: Whether to read all files; else only those whose size or time of change is another.
+    """
+    problems = []
+    for name, then in records.items():
+        path = folder / name
+        try:
+            status = path.stat()
+            if status.st_size != then["size"]:
+                problems.append(f"{path}: has {status.st_size} bytes, and had {then['size']} when it was made")
+            elif deep or status.st_mtime_ns != then["modified"]:
+                with open(path, "rb") as file:  # not the remembered digest: a flipped bit changes no time
+                    if hashlib.file_digest(file, "sha256").hexdigest() != then["sha256"]:
+                        problems.append(f"{path}: is not what it was when it was made (its SHA-256 is another)")
+        except FileNotFoundError:
+            problems.append(f"{path}: is missing")
+    return problems
 
 
 def checkpoint_bytes(folder: Path, dtype: str | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from ordermerge.errors import UserError
-from ordermerge.files import fingerprint, write_json
+from ordermerge.files import file_problems, fingerprint, write_json
 
 STAGES = ("train", "merge", "eval")
 NOTES = (".md", ".log", ".yml")  # files that say how something was made, and when
@@ -48,7 +48,8 @@ class Step:
         themselves is asked of them.
 
         Raises:
-            UserError: If it was finished with other inputs; the message names each that changed.
+            UserError: If it was finished with other inputs, which the message names, or a file of it is missing or
+                has been changed since.
         """
         record = self.record()
         if record is None:
@@ -58,6 +59,12 @@ class Step:
             raise UserError(
                 f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
                 f"`--out`), or make it anew: delete it or, in a run, `--force {self.stage}`"
+            )
+        files = {name: of for name, of in record.get("files", {}).items() if not name.endswith(NOTES)}
+        if problems := file_problems(self.output, files):
+            raise UserError(
+                f"{problem}; restore it, or make it anew: delete {self.output} or, in a run, `--force {self.stage}`"
+                for problem in problems
             )
         return record.get("made_from", {}) == self.made_from()
 

@@ -123,9 +123,28 @@ def merge(arguments: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Of a run directory: read every file that was made, and compare digests.")
 @user_errors
-def check(file: Path) -> None:
-    """Check a mergekit recipe or an experiment FILE; report all problems at once."""
+def check(file: Path, deep: bool) -> None:
+    """Check a mergekit recipe or an experiment FILE, or that a run directory's files are as they were made.
+
+    All problems are reported at once.
+    """
+    from ordermerge.errors import UserError
+
+    if file.is_dir():
+        from ordermerge.commands.check_run import check_run
+
+        problems, old = check_run(file, deep=deep)
+        for marker in old:
+            click.echo(f"warning: {marker}: holds no digests, so its files were not checked", err=True)
+        if problems:
+            raise UserError(problems)
+        how = "what they were when made" if deep else "of the size and time they were made with (`--deep` reads them)"
+        click.echo(f"{file}: all other files are {how}" if old else f"{file}: all files are {how}")
+        return
+    if deep:
+        raise click.UsageError("--deep goes with a run directory")
     from ordermerge.commands.run import check_file
 
     kind = check_file(file)
