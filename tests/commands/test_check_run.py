@@ -9,7 +9,8 @@ from ordermerge.files import file_records, write_json
 
 def test_a_run_whose_file_was_changed_fails_the_check(tmp_path: Path) -> None:
     (tmp_path / "experiment.yml").write_text(
-        "{name: x, model: {path: org/model}, data: {train: org/data, prompt: '{q}', completion: '{a}'}, orders: {count: 2}}"
+        "{name: x, model: {path: org/model}, orders: {count: 2}, "
+        "data: {train: org/data, prompt: '{q}', completion: '{a}'}}"
     )
     order, old = (tmp_path / "orders" / name for name in "01")
     order.mkdir(parents=True)
