@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.models import hub_revision, identity, loading_args, model_names, model_problem, offline_problem
+from ordermerge.models import hub_revision, identity, loading_args, model_names, model_problem
 
 
 def test_model_names_are_last_parts_as_long_as_needed(tmp_path):
@@ -124,11 +124,3 @@ def test_old_index_beside_a_whole_file_is_no_problem_and_a_pointer_is(tmp_path, 
     assert model_problem(str(model), "hf") is None
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "is a Git LFS pointer, not the weights" in str(model_problem(str(model), "hf"))
-
-
-def test_offline_problem_is_told_of_hub_ids_that_are_not_in_the_cache(tmp_path, monkeypatch, family):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for offline, problem in ((False, None), (True, "org/model is not in the local Hugging Face cache")):
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
-        assert str(offline_problem("org/model@main")).startswith(str(problem).replace("model is", "model@main is"))
-        assert offline_problem(str(family[0])) is None

@@ -141,6 +141,7 @@ def load_model(experiment: Experiment) -> BaseModel:
         model = AutoModelForCausalLM.from_pretrained(
             section.path, dtype=section.dtype, revision=section.revision, **_options(experiment)
         )
+        model.config.validate()  # as saving it does: a class of its own may lack what transformers asks for
         generation_config = getattr(model, "generation_config", None)
         if generation_config is not None:
             generation_config.validate(strict=True)  # else saving it would fail, when all the training is done
@@ -226,6 +227,7 @@ def model_outline(experiment: Experiment) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=getattr(torch, section.dtype), trust_remote_code=trust, **options
             )
+        config.validate()
         if model_folder(section.reference) and model.can_generate():
             _generation_config(experiment, config).validate(strict=True)
     except Exception as error:  # its own code, an absent package, a damaged file

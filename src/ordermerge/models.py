@@ -213,23 +213,6 @@ def _weight_problem(folder: Path) -> str | None:
     return None
 
 
-def offline_problem(model: str) -> str | None:
-    """Return one sentence if a hub id is not in the local cache and the hub is not to be asked; None otherwise.
-
-    Args:
-        model: Folder or hub id.
-    """
-    from huggingface_hub import constants
-
-    folder = model_folder(model)
-    if not constants.HF_HUB_OFFLINE or (folder and (folder / "config.json").is_file()):
-        return None
-    return (
-        f"{model} is not in the local Hugging Face cache, and this machine is to stay offline (HF_HUB_OFFLINE); "
-        f"download it where there is a network: `hf download {hub_revision(model)[0]}`"
-    )
-
-
 def _adapter_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration of a folder that holds an adapter and no whole model, None of any other."""
     file = folder / "adapter_config.json"

@@ -28,7 +28,6 @@ from ordermerge.folders import clear_dead, clear_leftovers
 from ordermerge.locks import lock
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
-from ordermerge.models import offline_problem
 from ordermerge.provenance import record
 from ordermerge.readers import read_yaml
 from ordermerge.run_directory import (
@@ -65,10 +64,7 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
             f"{path}`, then start `ordermerge run` without a launcher: it goes on with the merges"
         )
     experiment = load_experiment(path)
-    problems = check_experiment(experiment, read_data=dry_run)
-    if not problems and (absent := offline_problem(experiment.model.reference)):
-        problems = [f"`model.path`: {absent}"]
-    if problems:
+    if problems := check_experiment(experiment, read_data=dry_run):
         raise UserError(problems, where=path)
     run_directory = (runs_dir / experiment.name).resolve()
     plan = make_plan(experiment, run_directory)

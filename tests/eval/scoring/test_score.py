@@ -178,14 +178,14 @@ def test_score_models_group_has_a_row_of_its_own(tmp_path, models, settings):
 
 def test_score_models_one_fails_the_others_are_saved(tmp_path, models, short):
     broken = shutil.copytree(models["sub0"], tmp_path / "broken")
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
     with pytest.raises(ScoringFailed, match=r"^broken \(.*broken\) could not be scored: ") as failure:
         score_models({"base": models["base"], "broken": str(broken), "sub1": models["sub1"]}, short, tmp_path / "out")
     assert [row.model for row in failure.value.rows] == ["base", "sub1"]
     assert "Traceback" in (tmp_path / "out" / "broken" / "error.txt").read_text()
 
-    shutil.copy(Path(models["sub0"]) / "model.safetensors", weights)
+    shutil.copy(Path(models["sub0"]) / "config.json", broken)
     rows = score_models({"base": models["base"], "broken": str(broken)}, short, tmp_path / "out")
     assert [row.model for row in rows] == ["base", "broken"]
     assert not (tmp_path / "out" / "broken" / "error.txt").exists()
