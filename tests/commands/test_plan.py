@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 import yaml
 from mergekit.common import ModelReference
 
-from ordermerge.commands.plan import check_experiment
-from ordermerge.commands.recipes import complete_recipe
+from ordermerge.commands.plan import MergeStep, by_name_reason, check_experiment, make_plan
+from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.run_directory import model_paths
@@ -60,3 +61,22 @@ def test_base_models_revision_is_the_one_merged_and_scored(tmp_path: Path) -> No
     (tmp_path / "org" / "base").mkdir(parents=True)
     local = experiment(tmp_path, revision="v1")
     assert model_paths(local, tmp_path)["base"] == str(tmp_path / "org" / "base")
+
+
+@pytest.mark.parametrize("kind", ["GPTNeoX", "Llama"])
+def test_merges_are_planned_by_tensor_name_where_the_table_is_incomplete(kind: str, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = getattr(transformers, f"{kind}Config")(**sizes, num_attention_heads=2)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "org" / "base")
+    tiny = experiment(tmp_path)
+    (step,) = [step for step in make_plan(tiny, tmp_path / "run").steps if isinstance(step, MergeStep)]
+    reason = by_name_reason(step, tiny.model.reference)  # of the base model: the orders are not trained yet
+    if kind == "Llama":
+        assert reason is None
+    else:
+        assert "lacks `gpt_neox.layers.0.attention.bias`" in str(reason)
+        assert reason.endswith("which mergekit requires")
+    write_recipe(step.recipe, tmp_path / "r.yml", tmp_path / "out", {"trust_remote_code": True}, by_name=bool(reason))
+    program = "ordermerge merge --by-name" if reason else "mergekit-yaml"
+    header = (tmp_path / "r.yml").read_text().splitlines()[0]
+    assert header == f"# {program} {tmp_path / 'r.yml'} {tmp_path / 'out'} --trust-remote-code"
