@@ -4,6 +4,7 @@ import copy
 import functools
 import hashlib
 import random
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -222,6 +223,8 @@ def model_outline(experiment: Experiment) -> PreTrainedModel:
         config, options = AutoConfig.from_pretrained(
             section.path, revision=section.revision, trust_remote_code=trust, return_unused_kwargs=True, **options
         )
+        with tempfile.TemporaryDirectory() as folder:
+            config.save_pretrained(folder)  # else saving the sub-model would fail, when all the training is done
         options = {name: value for name, value in options.items() if name == "attn_implementation"}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
