@@ -6,7 +6,9 @@ change between releases. Here each permutation sorts the words of its own counte
 """
 
 import hashlib
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 
@@ -98,6 +100,60 @@ STRATEGIES: dict[str, Strategy] = {"random": random_orders, "batch": batch_order
 DEPEND_ON_COUNT = frozenset({"rotate"})
 
 
+def branch_step(at: int | float | None, steps: int) -> int:
+    """Return after which optimizer step K orders part; 0 if they share none.
+
+    Args:
+        at: A number of steps, or a fraction of all (rounded down to a whole step); None for none.
+        steps: The optimizer steps of a whole training.
+
+    Raises:
+        UserError: If no step would be left.
+    """
+    # Of the decimal number that was written: 0.29 * 100 is less than 29.
+    step = at if isinstance(at, int) else math.floor(Fraction(str(at or 0)) * steps)
+    if step >= steps:
+        raise UserError(f"`orders.branch_at` is step {step}, and a training takes {steps}; nothing would be left over")
+    return step
+
+
+def branch_orders(orders: torch.Tensor, epoch: int, place: int, strategy: str) -> torch.Tensor:
+    """Return orders that are one up to a place of an epoch: they begin as order 0 does, which stays as it is.
+
+    In the branch's epoch, the samples that are left over come as each order had them, which for `random` is uniformly
+    drawn too and for `batch` keeps the batches; for `rotate`, order k begins at floor(k m / K) of the m left over.
+    Later epochs stay as they are.
+
+    Args:
+        orders: int64 of shape [count, epochs, samples], each row a permutation.
+        epoch: The branch's epoch.
+        place: How many of its samples are common; at the end of a batch.
+        strategy: How the orders were made.
+
+    Returns:
+        int64 of the same shape, each row a permutation.
+
+    Raises:
+        UserError: If the orders are the user's own and do not begin alike.
+    """
+    count, _, samples = orders.shape
+    branched = orders.clone()
+    branched[:, :epoch] = orders[0, :epoch]
+    common, left = orders[0, epoch, :place], orders[0, epoch, place:]
+    for order in range(count):
+        if strategy == "rotate":
+            rest = left.roll(-(order * len(left) // count))
+        else:
+            rest = orders[order, epoch][~torch.isin(orders[order, epoch], common)]
+        branched[order, epoch] = torch.cat([common, rest])
+    if strategy == "file" and not torch.equal(branched, orders):
+        raise UserError(
+            f"`orders.branch_at`: the orders of `orders.file` differ before the branch (epoch {epoch}, position {place} of "
+            f"{samples}); leave `branch_at` out, or give orders that begin alike"
+        )
+    return branched
+
+
 def epoch_fingerprints(permutations: torch.Tensor) -> list[str]:
     """Return the SHA-256 (hex) of each epoch's permutation, taken over its little-endian int64 bytes.
 
@@ -107,13 +163,16 @@ def epoch_fingerprints(permutations: torch.Tensor) -> list[str]:
     return [hashlib.sha256(epoch.cpu().numpy().astype("<i8").tobytes()).hexdigest() for epoch in permutations]
 
 
-def check_distinct(orders: torch.Tensor, strategy: str = "random", batch: int = 1) -> None:
+def check_distinct(
+    orders: torch.Tensor, strategy: str = "random", batch: int = 1, *, may_begin_alike: bool = False
+) -> None:
     """Refuse orders that share an epoch: sub-models trained alike for an epoch are not K different ones.
 
     Args:
         orders: int64 of shape [count, epochs, samples].
         strategy: How they were made, for the remedy.
         batch: The samples of one optimizer step, for the remedy.
+        may_begin_alike: Allow two orders to share their first epochs, if they part later.
 
     Raises:
         UserError: If an epoch of one order visits the samples just as an epoch of another order does.
@@ -123,13 +182,23 @@ def check_distinct(orders: torch.Tensor, strategy: str = "random", batch: int = 
     for order, permutations in enumerate(orders):
         for epoch, fingerprint in enumerate(epoch_fingerprints(permutations)):
             first = seen.setdefault(fingerprint, (order, epoch))
-            if first[0] != order:
+            if first[0] != order and not (may_begin_alike and _only_begin_alike(orders, first, (order, epoch))):
                 shared.append(f"order {first[0]} epoch {first[1]} = order {order} epoch {epoch}")
     if shared:
         raise UserError(
             f"orders share epochs ({'; '.join(shared[:4])}{'; ...' if len(shared) > 4 else ''}): "
             f"{_why_shared(len(orders), orders.shape[2], strategy, batch)}"
         )
+
+
+def _only_begin_alike(orders: torch.Tensor, one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two equal epochs are the end of a common beginning of two orders that differ."""
+    (first, epoch), (second, same) = one, other
+    return (
+        epoch == same
+        and torch.equal(orders[first, :epoch], orders[second, :epoch])
+        and not torch.equal(orders[first], orders[second])
+    )
 
 
 def _why_shared(count: int, samples: int, strategy: str, batch: int) -> str:

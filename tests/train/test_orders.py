@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from ordermerge.train.balance import positions, visits
 from ordermerge.train.orders import (
     STRATEGIES,
     batch_orders,
+    branch_orders,
+    branch_step,
     check_distinct,
     epoch_fingerprints,
     random_orders,
@@ -248,3 +251,76 @@ def test_importing_the_package_loads_neither_torch_nor_trl():
     code = "import sys, ordermerge.train; print(sorted({'torch', 'trl', 'datasets'} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@laws
+@given(SAMPLES, EPOCHS, COUNTS, SEEDS, BATCHES, st.integers(0, 10**6), st.sampled_from(["random", "batch", "rotate"]))
+def test_branched_orders(samples, epochs, count, seed, batch, draw, strategy):
+    """Every epoch stays a permutation; all is common before the branch and as it was after its epoch."""
+    batch = min(batch, samples)
+    orders = STRATEGIES[strategy](samples, epochs, count, seed, batch)
+    steps = -(-samples // batch)
+    epoch, step = divmod(draw % (epochs * steps), steps)
+    place = step * batch
+    branched = branch_orders(orders, epoch, place, strategy)
+    assert torch.equal(branched.sort(dim=2).values, torch.arange(samples).expand_as(branched))
+    assert torch.equal(branched[0], orders[0])
+    assert (branched[:, :epoch] == orders[0, :epoch]).all()
+    assert (branched[:, epoch, :place] == orders[0, epoch, :place]).all()
+    assert torch.equal(branched[:, epoch + 1 :], orders[:, epoch + 1 :])
+    if place == 0:
+        assert torch.equal(branched[:, epoch], orders[:, epoch])
+    assert torch.equal(branch_orders(branched, epoch, place, "file"), branched)
+    left = branched[:, epoch, place:]
+    if strategy == "batch":
+        whole = (samples - place) // batch * batch
+        sets = left[:, :whole].view(count, -1, batch).tolist()
+        assert all(sorted(map(tuple, part)) == sorted(map(tuple, sets[0])) for part in sets)
+        assert (left[:, whole:] == left[0, whole:]).all()
+    if strategy == "rotate":
+        places = [left[0].tolist().index(part[0]) for part in left.tolist()]
+        assert places == [order * left.shape[1] // count for order in range(count)]
+
+
+def test_the_samples_left_over_are_permuted_uniformly():
+    """24 permutations of 4 left over, from 2400 seeds: chi-squared with 23 degrees of freedom, p above 0.001."""
+    seen = Counter()
+    for seed in range(2400):
+        orders = branch_orders(random_orders(9, 1, 2, seed), 0, 5, "random")
+        left = orders[0, 0, 5:].tolist()
+        seen[tuple(left.index(sample) for sample in orders[1, 0, 5:].tolist())] += 1
+    assert len(seen) == 24
+    assert stats.chisquare(list(seen.values())).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+    ("at", "steps", "step"), [(None, 10, 0), (0, 10, 0), (7, 10, 7), (0.29, 100, 29), (0.75, 15, 11), (0.05, 10, 0)]
+)
+def test_the_branch_is_a_whole_step(at, steps, step):
+    assert branch_step(at, steps) == step
+
+
+def test_a_branch_leaves_steps_over():
+    with pytest.raises(
+        UserError, match=r"`orders\.branch_at` is step 10, and a training takes 10; nothing would be left"
+    ):
+        branch_step(10, 10)
+
+
+def test_orders_of_the_user_that_differ_before_the_branch_are_refused():
+    with pytest.raises(UserError, match=r"differ before the branch \(epoch 1, position 4 of 8\)"):
+        branch_orders(random_orders(8, 2, 2, 0), 1, 4, "file")
+
+
+def test_orders_may_begin_alike_where_that_is_meant():
+    orders = branch_orders(random_orders(20, 3, 3, 0), 1, 5, "random")
+    check_distinct(orders, may_begin_alike=True)
+    with pytest.raises(UserError, match="order 0 epoch 0 = order 1 epoch 0"):
+        check_distinct(orders)
+    orders[2] = orders[1]
+    with pytest.raises(UserError, match="order 1 epoch 1 = order 2 epoch 1; order 1 epoch 2 = order 2 epoch 2"):
+        check_distinct(orders, may_begin_alike=True)
+    orders = random_orders(20, 3, 2, 0)
+    orders[1, 1] = orders[0, 1]
+    with pytest.raises(UserError, match="order 0 epoch 1 = order 1 epoch 1"):
+        check_distinct(orders, may_begin_alike=True)
