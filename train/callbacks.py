@@ -11,10 +11,11 @@ from typing import Any, TextIO
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ordermerge.console import is_interactive
 from ordermerge.errors import UserError
-from ordermerge.run_directory import order_name
+from ordermerge.run_directory import TRUNK, order_name
 from ordermerge.train import distributed
 from ordermerge.train.checkpointing import Saves, TrainingIdentity, mark_complete
 from ordermerge.train.trainer import OrderTrainer
@@ -32,6 +33,8 @@ class Saver(TrainerCallback):
         training: What is trained.
         saves: After which steps something is saved.
         keep: Writes the model of a step; called with the step by all processes.
+        begin: The training checkpoint that training goes on from, if it does.
+        end: The step to stop after, if not the last.
 
     Attributes:
         consumed: How many samples were trained on in whole epochs, by all processes.
@@ -46,10 +49,14 @@ class Saver(TrainerCallback):
         training: TrainingIdentity,
         saves: Saves,
         keep: Callable[[int], None],
+        *,
+        begin: Path | None = None,
+        end: int | None = None,
     ):
         self.consumed, self.repeats = 0, 0
         self.saves = saves
         self._trainer, self._sample_ids, self._training, self._keep = trainer, sample_ids, training, keep
+        self._begin, self._end = begin, end
         self._started = time.perf_counter()
 
     @property
@@ -61,10 +68,10 @@ class Saver(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Take up the notes of the checkpoint that training goes on from."""
-        if state.global_step == 0:
+        if self._begin is None:
             return
         args.eval_on_start = False  # this is no start
-        notes = torch.load(self._notes_file(state.global_step), weights_only=True)
+        notes = torch.load(self._notes_file(self._begin), weights_only=True)
         self.consumed, self.repeats = notes["consumed"], notes["repeats"]
         self._started -= notes["seconds"]
         self._trainer.seen_ids.extend(notes["met"].tolist())
@@ -72,6 +79,15 @@ class Saver(TrainerCallback):
         self._trainer._tr_loss += notes["loss_not_logged"]
         self._trainer._total_loss_scalar = notes["loss_logged"]
         self._trainer._globalstep_last_logged = notes["last_logged"]
+
+    def take_up_end(self) -> None:
+        """Take up the training checkpoint that it goes on from as the end of the training."""
+        assert self._begin is not None
+        trainer = self._trainer
+        trainer.state = TrainerState.load_from_json(str(self._begin / TRAINER_STATE_NAME))
+        trainer._tr_loss = torch.tensor(0.0)
+        self.on_train_begin(trainer.args, trainer.state, trainer.control)
+        trainer._total_loss_scalar += trainer._tr_loss.item()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Check the order after an epoch's last step; keep the model and ask for a checkpoint where planned."""
@@ -82,12 +98,16 @@ class Saver(TrainerCallback):
         # At the end of an epoch its evaluation is still to come, which draws from the generator that dropout uses.
         if state.global_step in self.saves.resumable and state.global_step % self._trainer.steps_per_epoch:
             control.should_save = True
+        if state.global_step == self._end:
+            control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Ask for a checkpoint where planned; it is written after the evaluation."""
-        if state.global_step in self.saves.resumable:
+        if state.global_step % self._trainer.steps_per_epoch:  # a trunk's end is none of an epoch's
+            control.should_log = control.should_evaluate = False
+        elif state.global_step in self.saves.resumable:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
@@ -101,7 +121,7 @@ class Saver(TrainerCallback):
             "loss_logged": self._trainer._total_loss_scalar,
             "last_logged": self._trainer._globalstep_last_logged,
         }
-        path = self._notes_file(state.global_step)
+        path = self._notes_file(self._trainer.state_directory / f"checkpoint-{state.global_step}")
         torch.save(notes, path)
         distributed.wait()
         if distributed.rank() == 0:
@@ -111,13 +131,15 @@ class Saver(TrainerCallback):
         args = self._trainer.args
         met = interleave(distributed.gather(self._trainer.seen_ids), args.per_device_train_batch_size)
         planned = self._sample_ids[self._trainer.permutations[epoch]]
-        where = f"{order_name(self._training.inputs['order'])}, epoch {epoch}"
+        order = self._training.inputs.get("order")
+        where = f"{TRUNK if order is None else order_name(order)}, epoch {epoch}"
         self.repeats += count_repeats(met, planned, where, drop_last=args.dataloader_drop_last)
         self.consumed += len(met)
         del self._trainer.seen_ids[:]
 
-    def _notes_file(self, step: int) -> Path:
-        return self._trainer.state_directory / f"checkpoint-{step}" / f"progress_{distributed.rank()}.pt"
+    @staticmethod
+    def _notes_file(checkpoint: Path) -> Path:
+        return checkpoint / f"progress_{distributed.rank()}.pt"
 
 
 class Progress(TrainerCallback):

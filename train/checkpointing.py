@@ -211,19 +211,25 @@ def prepare_resume_point(partial: Path, training: TrainingIdentity) -> ResumePoi
     return start
 
 
-def plan_saves(section: CheckpointsSection, steps: int, epochs: int) -> Saves:
+def plan_saves(
+    section: CheckpointsSection, steps: int, epochs: int, *, begin: int = 0, end: int | None = None
+) -> Saves:
     """Return after which steps something is saved.
 
     Args:
         section: The experiment's `checkpoints`.
         steps: The number of steps in the whole training.
         epochs: The number of epochs in it.
+        begin: The step at which an order leaves the trunk.
+        end: The last step of a trunk, whose orders go on from what is saved there.
     """
     kept = _marks(section.every, steps) if section.every is not None else frozenset()
-    return Saves(kept, _marks(section.resume_every or steps // epochs, steps))
+    resumable = _marks(section.resume_every or steps // epochs, steps) | ({end} if end else set())
+    part = frozenset(range(begin + 1, (end or steps) + 1))
+    return Saves(kept & part, resumable & part)
 
 
-def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: int) -> int:
+def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: int, *, branched: bool = False) -> int:
     """Return how many bytes of disk the training of some orders takes at its height.
 
     Args:
@@ -231,12 +237,13 @@ def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: 
         model: The model to be trained, with its adapter if it has one.
         saves: What is saved of each training.
         orders: How many orders are to be trained, one after the other.
+        branched: Whether a trunk's state is kept beside.
     """
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
     whole, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
     # AdamW holds two numbers for each weight; training checkpoints of a model with an adapter hold the adapter alone.
     state = (whole if experiment.lora is None else trained) + 2 * trained
-    at_once = min(len(saves.resumable), 2)  # one is removed when the next is whole
+    at_once = min(len(saves.resumable), 2) + branched  # one is removed when the next is whole
     return orders * (1 + len(saves.kept)) * (trained if experiment.saves_adapters else whole) + at_once * state
 
 
@@ -267,6 +274,15 @@ def _try_loading(path: Path) -> None:
     elif path.suffix in (".pt", ".pth", ".bin"):
         with safe_globals():
             torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def read_complete(checkpoint: Path) -> dict[str, Any]:
+    """Return what `mark_complete` has noted, empty if it has not.
+
+    Args:
+        checkpoint: The folder `checkpoint-N`.
+    """
+    return _read(checkpoint / _COMPLETE)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def order_inputs(experiment: Experiment) -> dict[str, Any]:
         UserError: If `orders.file` is not there.
     """
     section = experiment.orders
-    inputs = section.model_dump(exclude={"file"} if section.strategy in DEPEND_ON_COUNT else {"count", "file"})
+    left_out = {"file"} if section.strategy in DEPEND_ON_COUNT else {"count", "file"}
+    inputs = section.model_dump(exclude=left_out if section.branch_at else {*left_out, "branch_at"})
     if section.strategy != "file":
         return inputs
     path = _path_of(experiment)

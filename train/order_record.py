@@ -21,19 +21,21 @@ from ordermerge.train.samples import Samples
 from ordermerge.train.sft_config import TRAINING_SEED
 from ordermerge.train.tokenized import Prepared
 from ordermerge.train.trainer import OrderTrainer
+from ordermerge.train.trunk import STATE
 
 
-def describe(experiment: Experiment, order: int, samples: Samples, prepared: Prepared) -> dict[str, Any]:
+def describe(experiment: Experiment, order: int | None, samples: Samples, prepared: Prepared) -> dict[str, Any]:
     """Return the part of an order's record that is known before it is trained.
 
     Args:
         experiment: The experiment.
-        order: The order's number.
+        order: The order's number; None for the trunk.
         samples: The data as loaded.
         prepared: The data as trained on.
     """
     return {
         "order": order,
+        "branch": prepared.branch or None,
         "count": experiment.orders.count,
         "strategy": experiment.orders.strategy,
         "seed": experiment.orders.seed,
@@ -44,7 +46,7 @@ def describe(experiment: Experiment, order: int, samples: Samples, prepared: Pre
         "empty": samples.empty,
         "duplicates": samples.duplicates,
         "dataset_fingerprint": samples.fingerprint,
-        "epoch_fingerprints": epoch_fingerprints(prepared.orders[order]),
+        "epoch_fingerprints": epoch_fingerprints(prepared.orders[order or 0]),
         "training_seed": TRAINING_SEED,
     }
 
@@ -93,11 +95,14 @@ def write_record(experiment: Experiment, step: Step, prepared: Prepared, record:
     """
     if (logs := folder / LOGS).exists() and not any(logs.iterdir()):
         logs.rmdir()
-    permutations = {"permutations": prepared.orders[step.inputs["order"]].clone(), "sample_ids": prepared.sample_ids}
+    permutations = {
+        "permutations": prepared.orders[step.inputs.get("order", 0)].clone(),
+        "sample_ids": prepared.sample_ids,
+    }
     (folder / PERMUTATIONS).parent.mkdir()
     save_file(permutations, folder / PERMUTATIONS)
     noted = {**record, **provenance.record(experiment.directory)}
-    files = {name: of for name, of in file_records(folder).items() if not name.startswith(f"{LOGS}/")}
+    files = {name: of for name, of in file_records(folder).items() if not name.startswith((f"{LOGS}/", f"{STATE}/"))}
     mark_done(folder / ORDER_RECORD, step.inputs, noted, files=files, made_from=step.made_from())
 
 

@@ -148,8 +148,8 @@ def branch_orders(orders: torch.Tensor, epoch: int, place: int, strategy: str) -
         branched[order, epoch] = torch.cat([common, rest])
     if strategy == "file" and not torch.equal(branched, orders):
         raise UserError(
-            f"`orders.branch_at`: the orders of `orders.file` differ before the branch (epoch {epoch}, position {place} of "
-            f"{samples}); leave `branch_at` out, or give orders that begin alike"
+            f"`orders.branch_at`: orders of `orders.file` differ before the branch (epoch {epoch}, position {place} "
+            f"of {samples}); leave `branch_at` out, or give orders that begin alike"
         )
     return branched
 

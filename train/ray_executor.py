@@ -44,7 +44,7 @@ class Task:
     Attributes:
         experiment: The experiment.
         run_directory: Its run directory.
-        order: The order's number.
+        order: The order's number; None for the trunk.
         threads: How many threads to train with.
         gpus: How many GPUs were asked for.
         working_directory: Where the command was given; the experiment's paths may be relative to it.
@@ -54,7 +54,7 @@ class Task:
 
     experiment: Experiment
     run_directory: Path
-    order: int
+    order: int | None
     threads: int
     gpus: float
     working_directory: Path
@@ -97,6 +97,7 @@ def train_on_ray(
         UserError: If Ray is missing, the cluster cannot be reached or has no room for an order, or orders failed.
     """
     from ordermerge.train.sft import choose_orders, orders_to_train
+    from ordermerge.train.trunk import remove_used_states
 
     ray, resources = _import_ray(), resources or Resources()
     steps = choose_orders(experiment, run_directory, only)
@@ -109,19 +110,25 @@ def train_on_ray(
             )
             place = (resources.cpus, gpus, Path.cwd(), probe)
             tasks = {
-                step.name: Task(experiment, run_directory, step.inputs["order"], *place, seen=step.inputs | versions())
+                step.name: Task(
+                    experiment, run_directory, step.inputs.get("order"), *place, seen=step.inputs | versions()
+                )
                 for step in todo
             }
             # A process of its own for each order: its memory on the GPU goes when it ends.
             remote = ray.remote(num_cpus=resources.cpus, num_gpus=gpus, max_calls=1, max_retries=0)(train_task)
-            failed = _watch(ray, lambda name: remote.remote(tasks[name]), list(tasks))
+            failed = dict[str, str]()
+            trunk = [name for name in tasks if tasks[name].order is None]
+            for names in (trunk, [name for name in tasks if name not in trunk]):
+                failed = failed or _watch(ray, lambda name: remote.remote(tasks[name]), names)
+            remove_used_states(steps)
         if failed:
             reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
             raise UserError(
                 f"{len(failed)} of {len(todo)} orders failed: {reasons}. The same command goes on with these; "
                 "what is trained is kept"
             )
-    return [step.output for step in steps]
+    return [step.output for step in steps if "order" in step.inputs]
 
 
 def train_task(task: Task) -> Iterator[str | Outcome]:
@@ -139,14 +146,15 @@ def train_task(task: Task) -> Iterator[str | Outcome]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
-    from ordermerge.train.sft import train_orders
+    from ordermerge.train.sft import order_steps, train_steps
 
     torch.set_num_threads(task.threads)
     said, problems = io.StringIO(), []
     try:
         _check_node(task)
         with contextlib.redirect_stderr(said):
-            train_orders(task.experiment, task.run_directory, only=task.order)
+            steps = order_steps(task.experiment, task.run_directory)
+            train_steps(task.experiment, steps[0].needs if task.order is None else [steps[task.order]])
     except UserError as error:
         problems = error.problems
     # How far the order was is of no interest when it has ended.
@@ -269,7 +277,8 @@ def _check_node(task: Task) -> None:
                 "(`--runs-dir`) and the working directory must be on a file system that all nodes share"
             )
     os.chdir(task.working_directory)
-    seen = order_steps(task.experiment, task.run_directory)[task.order].inputs | versions()
+    steps = order_steps(task.experiment, task.run_directory)
+    seen = (steps[0].needs[0] if task.order is None else steps[task.order]).inputs | versions()
     names = {**task.seen, **seen}
     if differing := [name for name in names if task.seen.get(name) != seen.get(name)]:
         raise UserError(

@@ -14,12 +14,13 @@ from ordermerge.config.schema import Experiment
 from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_path
-from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, order_folder, order_name
+from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, TRUNK, order_folder, order_name
 from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
 from ordermerge.train.callbacks import EndRun, Progress, Saver
 from ordermerge.train.checkpointing import (
     LOGS,
+    ResumePoint,
     TrainingIdentity,
     disk_needed,
     plan_saves,
@@ -36,6 +37,7 @@ from ordermerge.train.samples import Samples, check_data, data_file, load_sample
 from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
 from ordermerge.train.tokenized import Prepared, fit_problems, prepare, require_agreement
 from ordermerge.train.trainer import OrderTrainer
+from ordermerge.train.trunk import TrunkStep, branch_point, keep_state, remove_used_states, restore_state
 
 
 def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
@@ -55,7 +57,11 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     if check_sft(experiment):  # on all processes: making the trainers' configuration brings them together
         raise UserError(check_training(experiment))
     steps = distributed.on_main(lambda: choose_orders(experiment, run_directory, only))
-    return train_steps(experiment, steps)
+    return [
+        folder
+        for step, folder in zip(steps, train_steps(experiment, steps), strict=True)
+        if not isinstance(step, TrunkStep)
+    ]
 
 
 def train_steps(experiment: Experiment, steps: Sequence[stages.Step]) -> list[Path]:
@@ -75,6 +81,7 @@ def train_steps(experiment: Experiment, steps: Sequence[stages.Step]) -> list[Pa
     if todo:
         with quiet():
             _train_all(experiment, todo)
+    remove_used_states(steps)
     return [step.output for step in steps]
 
 
@@ -88,7 +95,7 @@ def check_training(experiment: Experiment) -> list[str]:
 
 
 def choose_orders(experiment: Experiment, run_directory: Path, only: int | None) -> list[stages.Step]:
-    """Return the steps of the orders asked for.
+    """Return the steps of the orders asked for, after that of their trunk if they have one.
 
     Args:
         experiment: The experiment.
@@ -103,7 +110,8 @@ def choose_orders(experiment: Experiment, run_directory: Path, only: int | None)
     count = experiment.orders.count
     if only is not None and not 0 <= only < count:
         raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
-    return [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
+    steps = [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
+    return [*steps[0].needs, *steps]
 
 
 def orders_to_train(steps: Sequence[stages.Step]) -> list[stages.Step]:
@@ -123,7 +131,9 @@ def orders_to_train(steps: Sequence[stages.Step]) -> list[stages.Step]:
 
 
 def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
-    """Return a step for each order; `sft` fields that cannot change the weights are not among its inputs.
+    """Return a step for each order, which needs that of the trunk if there is one.
+
+    `sft` fields that cannot change the weights are not among its inputs.
 
     Args:
         experiment: The experiment.
@@ -143,17 +153,20 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
         inputs["lora"] = experiment.lora
     if experiment.checkpoints.every is not None:
         inputs["checkpoints"] = experiment.checkpoints.every
+    folders = {order: order_folder(run_directory, order) for order in range(experiment.orders.count)}
+    trunks: tuple[TrunkStep, ...] = ()
+    if experiment.orders.branch_at:
+        folder = run_directory / "orders" / TRUNK
+        trunks = (TrunkStep("train", TRUNK, folder, ORDER_RECORD, inputs, tails=tuple(folders.values())),)
     return [
-        stages.Step(
-            "train", order_name(order), order_folder(run_directory, order), ORDER_RECORD, {"order": order, **inputs}
-        )
-        for order in range(experiment.orders.count)
+        stages.Step("train", order_name(order), folder, ORDER_RECORD, {"order": order, **inputs}, trunks)
+        for order, folder in folders.items()
     ]
 
 
 def make_trainer(
     experiment: Experiment,
-    order: int,
+    name: str,
     base: BaseModel,
     tokenizer: PreTrainedTokenizerBase,
     data: Samples | Prepared,
@@ -163,7 +176,7 @@ def make_trainer(
 
     Args:
         experiment: The experiment.
-        order: The order's number.
+        name: The order's name.
         base: The base model, freshly loaded.
         tokenizer: Its tokenizer.
         data: The samples, or what another order's trainer made of them.
@@ -176,7 +189,7 @@ def make_trainer(
         experiment,
         directory / LOGS,
         disable_tqdm=True,  # `Progress` has a line of its own
-        run_name=f"{experiment.name}-{order}",
+        run_name=f"{experiment.name}-{name.removeprefix('order_')}",
         dataset_kwargs={"skip_prepare_dataset": isinstance(data, Prepared)},
     )
     if args.fp16 and args.device.type == "cpu":
@@ -216,6 +229,7 @@ def make_saver(
     prepared: Prepared,
     training: TrainingIdentity,
     directory: Path,
+    begin: Path | None = None,
 ) -> Saver:
     """Return what follows the training and saves between its steps.
 
@@ -226,13 +240,17 @@ def make_saver(
         prepared: The data.
         training: What is trained.
         directory: The folder that is filled.
+        begin: The training checkpoint that it goes on from, if it does.
     """
 
     def keep(step: int) -> None:
         save_submodel(trainer, base, experiment, directory / CHECKPOINTS / f"step-{step}")
 
-    saves = plan_saves(experiment.checkpoints, trainer.count_steps(), prepared.orders.shape[1])
-    return Saver(trainer, prepared.sample_ids, training, saves, keep)
+    steps, epochs = trainer.count_steps(), prepared.orders.shape[1]
+    is_trunk = "order" not in training.inputs
+    part = {"end": prepared.branch} if is_trunk else {"begin": prepared.branch}
+    saves = plan_saves(experiment.checkpoints, steps, epochs, **part)
+    return Saver(trainer, prepared.sample_ids, training, saves, keep, begin=begin, end=part.get("end"))
 
 
 def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
@@ -240,15 +258,16 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
     samples, tokenizer, threads = load_samples(experiment), load_tokenizer(experiment), torch.get_num_threads()
     prepared: Prepared | None = None
     for position, step in enumerate(todo, start=1):
+        order = step.inputs.get("order")  # the trunk has none
         with workplace(step) as directory:
             if directory is None:
                 say(f"{step.name}: trained by another process meanwhile, kept {step.output}")
                 continue
             training = TrainingIdentity(step.inputs, distributed.count(), threads)
-            start = distributed.on_main(functools.partial(prepare_resume_point, directory, training))
+            start = distributed.on_main(functools.partial(_find_start, step, directory, training))
             torch.set_num_threads(start.threads)
             base = load_model(experiment)
-            trainer = make_trainer(experiment, step.inputs["order"], base, tokenizer, prepared or samples, directory)
+            trainer = make_trainer(experiment, step.name, base, tokenizer, prepared or samples, directory)
             if first := prepared is None:
                 prepared = prepare(experiment, samples, trainer)
                 require_agreement(samples, prepared)
@@ -256,20 +275,25 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
                     raise UserError(problems)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     say(f"warning: {warning}")
-            trainer.permutations = prepared.orders[step.inputs["order"]]
-            saver = make_saver(experiment, trainer, base, prepared, training, directory)
+            trainer.permutations = prepared.orders[order or 0]
+            saver = make_saver(experiment, trainer, base, prepared, training, directory, start.checkpoint)
             if first:
-                needed = disk_needed(experiment, base.model, saver.saves, len(todo))
-                distributed.on_main(functools.partial(require_disk, needed, saver.saves, directory, len(todo)))
+                _state_costs(experiment, trainer, base, prepared, todo, directory)
             for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
                 trainer.add_callback(callback)
             # Again, as only the first order's trainer has prepared the data: from here on all draw the same numbers.
             set_seed(TRAINING_SEED)
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            save_submodel(trainer, base, experiment, directory)
-            record = {**describe(experiment, step.inputs["order"], samples, prepared), **outcome(trainer, saver, start)}
+            if order is not None or start.step < prepared.branch:
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            else:  # interrupted after its last step
+                saver.take_up_end()
+            if order is None:
+                distributed.on_main(functools.partial(keep_state, directory, prepared.branch))
+            else:
+                save_submodel(trainer, base, experiment, directory)
+            record = {**describe(experiment, order, samples, prepared), **outcome(trainer, saver, start)}
             if distributed.rank() == 0:
                 write_record(experiment, step, prepared, record, directory)
         for line in outcome_lines(record, step.output):
@@ -277,6 +301,34 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
         del base, trainer, saver
         _free_memory()
     torch.set_num_threads(threads)
+
+
+def _find_start(step: stages.Step, directory: Path, training: TrainingIdentity) -> ResumePoint:
+    """Return where a step goes on: where it was interrupted, else from its trunk, else from the base model."""
+    if isinstance(step, TrunkStep):
+        restore_state(directory)
+    start = prepare_resume_point(directory, training)
+    if start.checkpoint is None and step.needs:
+        return branch_point(step.needs[0].output, training)
+    return start
+
+
+def _state_costs(
+    experiment: Experiment,
+    trainer: OrderTrainer,
+    base: BaseModel,
+    prepared: Prepared,
+    todo: list[stages.Step],
+    directory: Path,
+) -> None:
+    """Say what a training takes, and refuse it where there is no room."""
+    steps, (count, epochs, _) = trainer.count_steps(), prepared.orders.shape
+    saves, orders = plan_saves(experiment.checkpoints, steps, epochs), sum("order" in step.inputs for step in todo)
+    needed = disk_needed(experiment, base.model, saves, orders, branched=bool(prepared.branch))
+    distributed.on_main(functools.partial(require_disk, needed, saves, directory, orders))
+    if prepared.branch:
+        cost = experiment.orders.price(prepared.branch / steps)
+        say(f"all orders share the first {prepared.branch} of {steps} steps: {count} orders cost {cost:.3g} trainings")
 
 
 def _free_memory() -> None:

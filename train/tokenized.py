@@ -20,7 +20,7 @@ from ordermerge.files import fingerprint
 from ordermerge.train import distributed
 from ordermerge.train.base_model import load_tokenizer, model_outline
 from ordermerge.train.order_file import given_orders
-from ordermerge.train.orders import STRATEGIES, check_distinct, epoch_fingerprints
+from ordermerge.train.orders import STRATEGIES, branch_orders, branch_step, check_distinct, epoch_fingerprints
 from ordermerge.train.samples import SAMPLE_ID, Samples, load_samples
 from ordermerge.train.sft_config import check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer
@@ -57,6 +57,7 @@ class Prepared:
         sample_ids: int64 of shape [n]: the row of the data as loaded of each sample.
         orders: int64 of shape [count, epochs, n], indices into `sample_ids`.
         batch: The samples of one optimizer step.
+        branch: The last optimizer step that all orders share; 0 if they share none.
         dropped: How many samples were left out.
         truncated: How many samples were cut to `max_length` and kept.
     """
@@ -66,6 +67,7 @@ class Prepared:
     sample_ids: torch.Tensor
     orders: torch.Tensor
     batch: int
+    branch: int
     dropped: int
     truncated: int
 
@@ -123,9 +125,11 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             "`data.validation` out"
         )
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
-    orders = _lay_orders(experiment, samples, ids, int(args.num_train_epochs), batch)
+    epochs, steps = int(args.num_train_epochs), trainer.steps_over(len(ids), processes)
+    orders = _lay_orders(experiment, samples, ids, epochs, batch, steps)
     truncated = len(trainer.truncated_ids.intersection(ids.tolist()))
-    return Prepared(train, trainer.eval_dataset, ids, orders, batch, dropped, truncated)
+    branch = branch_step(experiment.orders.branch_at, epochs * steps)
+    return Prepared(train, trainer.eval_dataset, ids, orders, batch, branch, dropped, truncated)
 
 
 def fit_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> list[str]:
@@ -289,12 +293,18 @@ def preview_orders(experiment: Experiment, *, processes: int = 1) -> Prepared:
         return prepare(experiment, samples, trainer, processes=processes)
 
 
-def _lay_orders(experiment: Experiment, samples: Samples, ids: torch.Tensor, epochs: int, batch: int) -> torch.Tensor:
+def _lay_orders(
+    experiment: Experiment, samples: Samples, ids: torch.Tensor, epochs: int, batch: int, steps: int
+) -> torch.Tensor:
+    """Return the orders; `steps` are the optimizer steps of an epoch."""
     section = experiment.orders
     if section.strategy == "file":
         held_out = samples.validation if isinstance(experiment.data.validation, float) else None
         orders = given_orders(experiment, ids, len(samples.train) + (len(held_out) if held_out is not None else 0))
     else:
         orders = STRATEGIES[section.strategy](len(ids), epochs, section.count, section.seed, batch)
-    check_distinct(orders, section.strategy, batch)
+    if branch := branch_step(section.branch_at, epochs * steps):
+        epoch, step = divmod(branch, steps)
+        orders = branch_orders(orders, epoch, step * batch, section.strategy)
+    check_distinct(orders, section.strategy, batch, may_begin_alike=bool(branch) or section.strategy == "file")
     return orders

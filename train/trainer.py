@@ -77,9 +77,18 @@ class OrderTrainer(SFTTrainer):
     def count_steps(self) -> int:
         """Return how many optimizer steps the training will take."""
         epochs, samples = self.permutations.shape
+        return epochs * self.steps_over(samples)
+
+    def steps_over(self, samples: int, processes: int = 1) -> int:
+        """Return how many optimizer steps an epoch takes.
+
+        Args:
+            samples: How many samples it has.
+            processes: For a preview: how many processes, each like this one, will share it.
+        """
         divide = operator.floordiv if self.args.dataloader_drop_last else ceil_divide
-        batches = divide(divide(samples, self.args.per_device_train_batch_size), self.args.world_size)
-        return epochs * ceil_divide(batches, self.args.gradient_accumulation_steps)
+        batches = divide(divide(samples, self.args.per_device_train_batch_size), processes * self.args.world_size)
+        return ceil_divide(batches, self.args.gradient_accumulation_steps)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Return the batches of an optimizer step, having noted the ids of their samples and taken them out."""

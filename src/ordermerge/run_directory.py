@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
@@ -25,6 +25,7 @@ REPORT = "report.md"
 FAILURE = "last_failure.log"  # the traceback of what the last command here ended with
 BASE = "base"  # the base model's name in tables
 ENSEMBLE = "ensemble"  # the name in tables of all sub-models at once
+TRUNK = "trunk"  # in the folder of the orders: the steps that they share
 ORDER_RECORD = "order/order.json"  # in a sub-model's folder: its record, and its marker
 PERMUTATIONS = "order/permutations.safetensors"  # in a sub-model's folder
 CHECKPOINTS = "checkpoints"  # in a sub-model's folder: one folder `step-N` for each that was kept
@@ -49,6 +50,7 @@ class OrderRecord(TypedDict):
     seconds: float
     losses: list[LossAt]
     eval_losses: list[LossAt]
+    branch: NotRequired[int | None]
 
 
 @dataclass(frozen=True)

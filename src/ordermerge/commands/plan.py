@@ -146,10 +146,11 @@ def make_plan(experiment: Experiment, run_directory: Path) -> Plan:
     base, evaluation = experiment.model.reference, experiment.evaluation
     orders = order_steps(experiment, run_directory)
     merges = [_merge_step(experiment, run_directory, name, orders) for name in experiment.merges]
-    steps: list[Step] = [*orders, *merges]
+    models_made: list[Step] = [*orders, *merges]
+    steps = [*orders[0].needs, *models_made]
     if evaluation:
         models: dict[str, dict[str, Any] | Step | tuple[Step, ...]] = {BASE: identity(base)}
-        models |= {step.name: step for step in steps}
+        models |= {step.name: step for step in models_made}
         models |= {ENSEMBLE: tuple(orders)} if evaluation.ensemble else {}
         steps += evaluation_steps(models, evaluation, evaluation_folder(run_directory))
     return Plan(experiment, run_directory, steps)

@@ -231,9 +231,16 @@ def _models(experiment: Experiment) -> str:
 
 def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
     """Say what the merged models cost, because training once for longer is the alternative to them."""
-    consumed = sum(order["samples_consumed"] for order in orders)
-    seconds = sum(order["seconds"] for order in orders)
-    single = f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples, in {seconds / len(orders):,.0f} s."
+    shared = (orders[0].get("branch") or 0) / orders[0]["steps"]  # trained once for all
+    share = experiment.orders.price(shared) / len(orders)
+    consumed = round(share * sum(order["samples_consumed"] for order in orders))
+    seconds = share * sum(order["seconds"] for order in orders)
+    single = f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples, in {orders[0]['seconds']:,.0f} s."
+    if shared:
+        single += (
+            f" All share the first {shared:.0%} of their steps, so that {len(orders)} cost {share * len(orders):.3g} "
+            "trainings."
+        )
     if not experiment.merges:
         return single
     return (

@@ -151,6 +151,9 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
         left = dict.fromkeys(step.name for step in todo if step.stage == stage)
         done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
         click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
+    if isinstance(shared := plan.experiment.orders.branch_at, float) and shared:
+        cost = f"{plan.experiment.orders.price(shared):.3g} trainings for {plan.experiment.orders.count} orders"
+        click.echo(f"  price {cost}, which share the first {shared:.0%} of their steps", err=True)
     for step in todo:
         if isinstance(step, MergeStep) and (reason := by_name_reason(step, plan.experiment.model.reference)):
             click.echo(f"  merges are made by tensor name: {reason}", err=True)

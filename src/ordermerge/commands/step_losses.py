@@ -21,7 +21,7 @@ from ordermerge.files import fingerprint, write_json
 from ordermerge.folders import scratch_directory
 from ordermerge.models import identity
 from ordermerge.provenance import record
-from ordermerge.run_directory import CHECKPOINTS, open_run, order_folder, order_name, order_record, steps_file
+from ordermerge.run_directory import CHECKPOINTS, TRUNK, open_run, order_folder, order_name, order_record, steps_file
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -68,10 +68,15 @@ def take_step_losses(run: Path, machine: Machine) -> list[Path]:
 
 
 def _checkpoints(run: Path, count: int) -> dict[int, list[Path]]:
-    """Return the folders of the K models after each step that all have one of, and at the end."""
+    """Return the folders of the K models after each step that all have one of, their trunk's too, and at the end."""
     orders = [order_folder(run, order) for order in range(count)]
     steps = [
-        {int(match[1]): path for path in (order / CHECKPOINTS).glob("step-*") if (match := _STEP.fullmatch(path.name))}
+        {
+            int(match[1]): path
+            for folder in (order.with_name(TRUNK), order)
+            for path in (folder / CHECKPOINTS).glob("step-*")
+            if (match := _STEP.fullmatch(path.name))
+        }
         for order in orders
     ]
     found = {step: [of[step] for of in steps] for step in sorted(set.intersection(*map(set, steps)))}

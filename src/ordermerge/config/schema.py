@@ -81,6 +81,13 @@ class DataSection(Section):
         return self
 
 
+def _check_branch(value: object) -> object:
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if steps or (isinstance(value, float) and 0 <= value < 1):
+        return value
+    raise ValueError(f"must be a number of steps (50) or a fraction below 1 (0.75); got {quoted(value)}")
+
+
 class OrdersSection(Section):
     """The K training orders.
 
@@ -89,12 +96,22 @@ class OrdersSection(Section):
         strategy: How the orders differ.
         seed: Names the orders.
         file: The user's own orders, for the strategy `file`: a safetensors or JSON file, or a run's `orders` folder.
+        branch_at: How many optimizer steps, or which fraction of them, all orders share; None for none.
     """
 
     count: Annotated[int, Field(ge=2, le=1000)]
     strategy: Literal["random", "batch", "rotate", "file"] = "random"
     seed: int = 0
     file: str | None = None
+    branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = None
+
+    def price(self, shared: float) -> float:
+        """Return what the K orders cost, in whole trainings: 1 + (K - 1)(1 - f).
+
+        Args:
+            shared: f, the share of a training that lies before the branch.
+        """
+        return 1 + (self.count - 1) * (1 - shared)
 
     @model_validator(mode="after")
     def _file_goes_with_its_strategy(self) -> "OrdersSection":
