@@ -47,7 +47,11 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
     table = read_table(run, experiment)
     last = table.positions.shape[1] - 1
     results = []
-    for epoch, place in {"first": 0, "last": last}.items() if last else [("first", 0)]:
+    epochs = {"first": 0, "last": last} if last else {"first": 0}
+    common = [epoch for epoch, place in epochs.items() if (np.ptp(table.positions[:, place], axis=0) == 0).all()]
+    for epoch, place in epochs.items():
+        if epoch in common and len(common) < len(epochs):  # as before a branch
+            continue
         try:
             result = analyse_epoch(epoch, table.losses, table.positions[:, place], table.merged, bins=bins, seed=seed)
         except ValueError as error:
@@ -59,6 +63,7 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
     if steps:
         steps_figure(out / "figure_4", steps)
     words = _words(table, results)
+    words += [f"Position in the {epoch} epoch: the same in all orders; there is no lottery." for epoch in common]
     numbers = {
         "orders": table.orders,
         "samples": table.samples,

@@ -302,3 +302,20 @@ def test_a_request_larger_than_the_cluster_is_refused(cluster: Any, tmp_path: Pa
     assert done.exit_code == 1
     assert "the 3 CPUs and 0 GPUs that an order asks for (nodes have 2 CPUs and 0 GPUs)" in done.output
     assert not (tmp_path / "runs" / "tiny" / "orders").exists()
+
+
+@pytest.mark.integration
+def test_a_cluster_trains_the_trunk_before_its_orders(
+    cluster: Any, tmp_path: Path, write_experiment: Write, capsys: pytest.CaptureFixture[str]
+):
+    experiment = write_experiment(orders={"branch_at": 0.5})
+    remote = ray_executor.train_on_ray(experiment, tmp_path / "remote")
+    assert [folder.name for folder in remote] == ["0", "1"]
+    said = capsys.readouterr().err
+    assert said.index("trunk: finished; 0 of 1 left") < said.index("order_0: started on")
+    assert not (tmp_path / "remote" / "orders" / "trunk" / "state").exists()
+    for directory in train_orders(experiment, tmp_path / "local"):
+        for name in COMPARED:
+            assert (tmp_path / "remote" / "orders" / directory.name / name).read_bytes() == (
+                directory / name
+            ).read_bytes()
