@@ -88,7 +88,7 @@ def interrupt_at(step: int) -> Callable[..., Any]:
     return interrupt
 
 
-@pytest.mark.parametrize("branch", [7, 9])
+@pytest.mark.parametrize("branch", [9, 7])
 def test_killed_in_trunk_at_the_branch_or_in_a_tail_it_goes_on_to_the_same_bits(
     branch: int, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
