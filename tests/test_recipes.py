@@ -1,18 +1,19 @@
 """Every recipe that we ship is well-formed; none needs the network to be found so."""
 
+import re
 from pathlib import Path
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from ordermerge.cli import main
-from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.merge_methods.recipe_check.check import check_recipe, needs_first_pass
 from ordermerge.readers import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yml"))
-RECIPES = [path for path in FILES if path.parent == ROOT]
+FIELD = ROOT / "field"
+RECIPES = [path for path in FILES if path.parent in (ROOT, FIELD)]
 EXPERIMENTS = [path for path in FILES if path not in RECIPES]
 
 
@@ -22,7 +23,7 @@ def name(path: Path) -> str:
 
 def test_recipes_were_found() -> None:
     assert len(EXPERIMENTS) >= 4
-    assert len(RECIPES) >= 6
+    assert len(RECIPES) >= 22
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -32,8 +33,13 @@ def test_plain_recipe_is_well_formed_but_for_its_models(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_plain_recipe_names_its_own_command(path: Path) -> None:
-    assert f"mergekit-yaml recipes/{path.name} {path.stem.removesuffix('_k4')}" in path.read_text()
-    assert path.stem.startswith(yaml.safe_load(path.read_text())["merge_method"])
+    recipe = read_yaml(path)
+    program = "ordermerge merge" if needs_first_pass(recipe) else "mergekit-yaml"
+    command = f"#   {program} recipes/{name(path)} {path.stem.removesuffix('_k4')}"
+    if recipe["merge_method"].startswith(("dare_", "della")):  # their draw is global
+        command += " --random-seed 0"
+    assert command in path.read_text().splitlines()
+    assert path.parent == FIELD or path.stem.startswith(recipe["merge_method"])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
@@ -52,5 +58,6 @@ def test_check_command_accepts_it(path: Path) -> None:
         assert "the experiment is well-formed" in done.output
     else:  # its sub-models do not exist yet, and that is all there is to say
         assert done.exit_code == 1
-        assert done.output.count("no such folder") == 4
-        assert "4 problems" in done.output
+        missing = len(set(re.findall(r"\./runs/\S+", path.read_text())))
+        assert done.output.count("no such folder") == missing
+        assert missing == 1 or f"{missing} problems" in done.output
