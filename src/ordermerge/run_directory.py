@@ -210,6 +210,16 @@ def order_record(folder: Path) -> OrderRecord | None:
     return found
 
 
+def last_validation_loss(folder: Path) -> float | None:
+    """Return the last validation loss of a sub-model's training; None where there is none.
+
+    Args:
+        folder: The sub-model's folder.
+    """
+    record = order_record(folder)
+    return record["eval_losses"][-1]["loss"] if record and record["eval_losses"] else None
+
+
 def losses_file(run: Path, model: str) -> Path:
     """Return where the losses of a model are.
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
 
 from ordermerge.cli import main
+from ordermerge.commands.recipes import loss_weights
 from ordermerge.eval.comparison.record import load_comparison
 from ordermerge.eval.scoring.saved import load_rows
 
@@ -222,3 +223,28 @@ def test_a_failure_is_noted_with_its_traceback_and_shown_when_asked_for(experime
     change(experiment, "sft", learning_rate=1.0e-3)
     assert run(experiment).exit_code == 0
     assert not log.exists()
+
+
+def test_weights_from_validation_losses_stand_in_the_recipe_and_the_card(experiment: Path) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    cocktail = {"merge_method": "linear", "weights": {"validation_loss": 0.01}}
+    experiment.write_text(yaml.safe_dump({**content, "merges": {"cocktail": cocktail}, "evaluation": None}))
+    refused = run(experiment, "--dry-run")
+    assert refused.exit_code == 1
+    assert "merges.cocktail.weights: needs a validation loss of each order; give `data.validation`" in refused.output
+    change(experiment, "data", validation=0.2)
+    change(experiment, "sft", eval_strategy="epoch")
+    done = run(experiment)
+    assert done.exit_code == 0, done.output
+    directory = experiment.parent / "runs" / "tiny"
+    losses = [
+        json.loads((directory / "orders" / str(k) / "order" / "order.json").read_text())["eval_losses"][-1]["loss"]
+        for k in range(2)
+    ]
+    recipe = yaml.safe_load((directory / "recipes" / "cocktail.yml").read_text())
+    weights = [entry["parameters"]["weight"] for entry in recipe["models"]]
+    assert weights[0] != weights[1]
+    assert weights == pytest.approx(loss_weights(losses, 0.01), abs=1e-6)
+    assert f"weight: {weights[1]}" in (directory / "merges" / "cocktail" / "README.md").read_text()
+    change(experiment, "merges", cocktail={**cocktail, "weights": {"validation_los": 1}})
+    assert "must be `{validation_loss: T}`, with a temperature T" in run(experiment, "--dry-run").output

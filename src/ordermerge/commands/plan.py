@@ -23,10 +23,10 @@ from ordermerge.run_directory import (
     BASE,
     ENSEMBLE,
     evaluation_folder,
+    last_validation_loss,
     merge_folder,
     order_folder,
     order_name,
-    order_record,
 )
 from ordermerge.stages import Step, unfinished
 from ordermerge.train.base_model import check_base, is_within_reach
@@ -72,6 +72,11 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
             continue
         options = MergeOptions(**merge_options(experiment, recipe))
         found = check_recipe(recipe, models_exist=False, options=options, by_name=None, stand_in=there.get(BASE))
+        if "weights" in experiment.merges[name] and not _validates(experiment):
+            problems.append(
+                f"merges.{name}.weights: needs a validation loss of each order; give `data.validation`, and "
+                "`sft.eval_strategy: epoch`"
+            )
         problems += [f"merges.{name}: {problem}" for problem in found]
     if experiment.evaluation:
         problems += [f"evaluation: {problem}" for problem in check_evaluation(experiment.evaluation, there)]
@@ -179,7 +184,7 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     """
     orders = range(experiment.orders.count)
     single, folders = [order_name(k) for k in orders], [order_folder(run_directory, k) for k in orders]
-    last = {name: _last_loss(folder) for name, folder in zip(single, folders, strict=True)}
+    last = {name: last_validation_loss(folder) for name, folder in zip(single, folders, strict=True)}
     losses = {name: loss for name, loss in last.items() if loss is not None}
     averages = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
     return Roles(
@@ -191,10 +196,8 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     )
 
 
-def _last_loss(folder: Path) -> float | None:
-    record = order_record(folder)
-    losses = [entry["loss"] for entry in record["eval_losses"]] if record else []
-    return losses[-1] if losses else None
+def _validates(experiment: Experiment) -> bool:
+    return experiment.data.has_validation and experiment.sft.get("eval_strategy", "no") not in ("no", False)
 
 
 def _draws(merges: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -12,10 +12,10 @@ from mergekit.merge_methods import registered_methods
 from mergekit.merge_methods.base import BasePolicy
 
 from ordermerge.config.schema import Experiment
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, quoted
 from ordermerge.files import write_text
 from ordermerge.merge_methods.recipe_check.check import needs_first_pass
-from ordermerge.run_directory import order_folder
+from ordermerge.run_directory import last_validation_loss, order_folder
 
 # mergekit draws for these methods from the global generator, which only this option fixes.
 _GLOBAL_DRAW = ("dare_", "della")
@@ -29,7 +29,8 @@ def complete_recipe(
 
     The sub-models are filled in, in order, and what the experiment leaves out: the dtype, and the base model for the
     methods that need it or, with `resample`, compare with it. (mergekit would average a base model that it is given
-    and does not need.)
+    and does not need.) `weights: {validation_loss: T}` fills in each sub-model's `weight`; until all orders are trained
+    these are alike.
 
     Args:
         experiment: The experiment.
@@ -47,7 +48,25 @@ def complete_recipe(
     folders = models or [order_folder(run_directory, order) for order in range(experiment.orders.count)]
     base = experiment.model.reference if experiment.saves_adapters else None
     recipe["models"] = [{"model": _reference(str(folder), base)} for folder in folders]
+    if (weights := given.pop("weights", None)) is not None:
+        for entry, weight in zip(recipe["models"], _weights(weights, name, folders), strict=True):
+            entry["parameters"] = {"weight": weight}
     return {**recipe, "dtype": experiment.model.dtype, **given}
+
+
+def _weights(given: Any, name: str, folders: Sequence[Path]) -> list[float]:
+    """Return the weights that a merge's `weights` stand for, rounded to six digits."""
+    if not isinstance(given, Mapping) or set(given) != {"validation_loss"}:
+        raise UserError(
+            f"merges.{name}.weights: must be `{{validation_loss: T}}`, with a temperature T such as 0.1; got "
+            f"{quoted(given)}"
+        )
+    temperature = given["validation_loss"]
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+        raise UserError(f"merges.{name}.weights.validation_loss: must be a number above 0; got {quoted(temperature)}")
+    losses = [loss for folder in folders if (loss := last_validation_loss(folder)) is not None]
+    weights = loss_weights(losses if len(losses) == len(folders) else [0.0] * len(folders), temperature)
+    return [round(weight, 6) for weight in weights]
 
 
 def _reference(model: Any, base: str | None = None) -> Any:

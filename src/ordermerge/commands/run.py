@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
 from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_experiment, make_plan
-from ordermerge.commands.recipes import write_recipe
+from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.commands.run_comparison import compare_run
 from ordermerge.config.load import load_experiment
@@ -187,14 +187,17 @@ def _merge(plan: Plan, steps: Sequence[Step]) -> None:
     with adapter_cache(plan.run_directory) as cache:
         for step in cast(Sequence[MergeStep], steps):
             recipe_path = recipe_file(plan.run_directory, step.name)
+            recipe = complete_recipe(
+                plan.experiment, plan.run_directory, step.name
+            )  # with weights from losses, now known
             by_name = by_name_reason(step, plan.experiment.model.reference) is not None
-            write_recipe(step.recipe, recipe_path, step.output, step.options, by_name=by_name)
+            write_recipe(recipe, recipe_path, step.output, step.options, by_name=by_name)
             if step.is_done():
                 continue
             click.echo(f"merging {step.name}", err=True)
             options = MergeOptions(quiet=True, lora_merge_cache=str(cache), **step.options)
             if merge(recipe_path, step.output, options, step=step, by_name=None) != by_name:  # adapters, made dense
-                write_recipe(step.recipe, recipe_path, step.output, step.options, by_name=not by_name)
+                write_recipe(recipe, recipe_path, step.output, step.options, by_name=not by_name)
 
 
 def _score(plan: Plan, steps: Sequence[Step]) -> list[Row]:
