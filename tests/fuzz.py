@@ -95,8 +95,8 @@ def cases(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Path, Call
     from ordermerge.commands.plan import check_experiment
     from ordermerge.config.load import load_experiment
     from ordermerge.merge_methods.recipe_check.check import check_recipe
-    from ordermerge.readers import read_yaml
     from ordermerge.records import read_records
+    from ordermerge.yaml_json import read_yaml
 
     (folder / "train.jsonl").write_text("".join(json.dumps({"q": str(i), "a": "x"}) + "\n" for i in range(20)))
     (folder / "t.txt").write_text("text")

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ordermerge.cli import main
 from ordermerge.merge_methods.recipe_check.check import check_recipe, needs_first_pass
-from ordermerge.readers import read_yaml
+from ordermerge.yaml_json import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yml"))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from ordermerge.cli import main
 from ordermerge.merge_methods import pcb
-from ordermerge.readers import read_yaml
+from ordermerge.yaml_json import read_yaml
 
 pytestmark = pytest.mark.integration
 FIELD = Path(__file__).resolve().parents[1] / "recipes" / "field"

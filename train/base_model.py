@@ -119,7 +119,7 @@ def _tensors_digest(folder: Path, files: tuple[Any, ...]) -> str:
     for name, tensor in (stored_tensors(folder) or {}).items():
         digest, left = hashlib.sha256(), count(tensor) * BYTES[tensor.dtype or ""]
         with open(tensor.file, "rb") as file:
-            file.seek(tensor.offset)
+            file.seek(tensor.offset or 0)
             while part := file.read(min(left, 2**22)):
                 digest.update(part)
                 left -= len(part)
@@ -240,7 +240,7 @@ def model_outline(experiment: Experiment) -> PreTrainedModel:
 
 def _generation_config(experiment: Experiment, config: PreTrainedConfig) -> GenerationConfig:
     try:
-        return GenerationConfig.from_pretrained(experiment.model.path, revision=experiment.model.revision)
+        return GenerationConfig.from_pretrained(experiment.model.path, revision=experiment.model.revision or "main")
     except OSError:  # it has none
         return GenerationConfig.from_model_config(config)
 

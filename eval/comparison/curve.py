@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits
 from ordermerge.eval.statistics import LEVEL, jackknife_interval
 from ordermerge.eval.tables import markdown_rows, print_columns
-from ordermerge.readers import read_json
+from ordermerge.yaml_json import read_json
 
 FILE = "curve.json"
 FIGURE = "curve.png"

@@ -16,7 +16,6 @@ from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.curves import moved_together
 from ordermerge.eval.imbalance.effect import unit_means
 from ordermerge.eval.statistics import Array
-from ordermerge.readers import read_json
 from ordermerge.run_directory import (
     OrderPositions,
     losses_file,
@@ -26,6 +25,7 @@ from ordermerge.run_directory import (
     read_positions,
     steps_folder,
 )
+from ordermerge.yaml_json import read_json
 
 NOTE = b"ordermerge"  # the key of the parquet file's metadata that says how it was made
 

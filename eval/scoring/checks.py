@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError, did_you_mean
-from ordermerge.eval.scoring.arguments import argument_problems, number_problems
+from ordermerge.eval.scoring.argument_checks import argument_problems, number_problems
 from ordermerge.eval.scoring.harness import load_tasks
 from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.quiet import quiet

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from ordermerge.eval.scoring.table import Row, result_rows
 from ordermerge.files import fingerprint
-from ordermerge.readers import read_json
+from ordermerge.yaml_json import read_json
 
 if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker

@@ -15,10 +15,10 @@ from mergekit.config import MergeConfiguration, OutputModuleDefinition
 from mergekit.options import MergeOptions
 
 from ordermerge.errors import shortened
-from ordermerge.merge_methods.recipe_check.by_name import named_groups
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint
+from ordermerge.merge_methods.recipe_check.config_meaning import meaning_differences, unfinite_problems
 from ordermerge.merge_methods.recipe_check.coverage import Group, is_computed, lost_tensors, planned_groups
-from ordermerge.merge_methods.recipe_check.meaning import meaning_differences, unfinite_problems
+from ordermerge.merge_methods.recipe_check.merge_by_name import named_groups
 from ordermerge.merge_methods.recipe_check.staging import Staged
 from ordermerge.weights import FLOATS
 

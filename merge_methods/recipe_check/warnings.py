@@ -18,7 +18,7 @@ from ordermerge.merge_methods.parameter_selection import NAMES
 from ordermerge.merge_methods.recipe_check.check import recipe_fit
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, file_warnings, open_all, read_values
 from ordermerge.merge_methods.recipe_check.companions import companion_warnings
-from ordermerge.merge_methods.recipe_check.meaning import GLANCE, adapter_warnings
+from ordermerge.merge_methods.recipe_check.config_meaning import GLANCE, adapter_warnings
 from ordermerge.weights import FLOATS, Stored
 
 # Between a model and one that is unrelated to it, ||theta_k - base|| / ||base|| is at least 1 (it is the square root of

@@ -15,7 +15,7 @@ from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
 from ordermerge.models import MERGE_MARKER, Model
-from ordermerge.readers import read_json
+from ordermerge.yaml_json import read_json
 
 if TYPE_CHECKING:
     import torch

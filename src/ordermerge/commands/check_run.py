@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ordermerge.files import file_problems
-from ordermerge.readers import read_json
 from ordermerge.run_directory import open_run
 from ordermerge.stages import NOTES
+from ordermerge.yaml_json import read_json
 
 _MARKERS = {"orders/*/order/order.json": 1, "merges/*/ordermerge.json": 0, "eval/*/ordermerge_*.json": 0}
 _REMEDY = "make it anew: `ordermerge run --force STAGE`"

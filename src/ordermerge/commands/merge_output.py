@@ -8,8 +8,8 @@ from ordermerge.errors import UserError
 from ordermerge.folders import new_directory
 from ordermerge.locks import lock
 from ordermerge.models import MERGE_MARKER
-from ordermerge.readers import read_json
 from ordermerge.stages import Step
+from ordermerge.yaml_json import read_json
 
 _RECIPE = "mergekit_config.yml"
 # What a merge writes, for those that have no list of it: of mergekit's own command, and of ours before it had one.

@@ -25,17 +25,17 @@ from ordermerge.companions import CONFIG, TOKENIZER, copy_companions
 from ordermerge.errors import UserError
 from ordermerge.files import checkpoint_bytes, file_records, fingerprint, require_space, write_json
 from ordermerge.folders import scratch_directory
-from ordermerge.merge_methods.recipe_check.by_name import named_groups, table_by_name
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, reopened
 from ordermerge.merge_methods.recipe_check.layout import fit
+from ordermerge.merge_methods.recipe_check.merge_by_name import named_groups, table_by_name
 from ordermerge.merge_methods.recipe_check.references import folder_of, map_models, with_absolute_paths
 from ordermerge.merge_methods.recipe_check.staging import Staged, stage
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import MERGE_MARKER, download
 from ordermerge.provenance import record
-from ordermerge.readers import read_yaml
 from ordermerge.stages import Step, mark_done
+from ordermerge.yaml_json import read_yaml
 
 RECIPE = "mergekit_config.yml"
 _CHAT_TEMPLATE = "chat_template.jinja"

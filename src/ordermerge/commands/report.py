@@ -26,7 +26,6 @@ from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
 from ordermerge.eval.tables import markdown_text
 from ordermerge.files import write_text
 from ordermerge.locks import lock
-from ordermerge.readers import read_json, read_yaml
 from ordermerge.run_directory import (
     ENSEMBLE,
     EXPERIMENT,
@@ -39,6 +38,7 @@ from ordermerge.run_directory import (
     order_record,
     scored_models,
 )
+from ordermerge.yaml_json import read_json, read_yaml
 
 FIGURES = "figures"
 _ALPHA = 0.05

@@ -29,7 +29,6 @@ from ordermerge.locks import lock
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.provenance import record
-from ordermerge.readers import read_yaml
 from ordermerge.run_directory import (
     EXPERIMENT,
     evaluation_folder,
@@ -44,6 +43,7 @@ from ordermerge.train.base_model import check_base
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
 from ordermerge.train.sft import check_training, choose_orders, train_orders, train_steps
+from ordermerge.yaml_json import read_yaml
 
 
 def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:

@@ -15,7 +15,7 @@ from ordermerge.commands.recipes import RANDOM_SEED
 from ordermerge.folders import scratch_directory
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.models import identity
-from ordermerge.readers import read_yaml
+from ordermerge.yaml_json import read_yaml
 
 
 @contextmanager

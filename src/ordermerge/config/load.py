@@ -18,7 +18,7 @@ from ordermerge.config.schema import (
     Experiment,
 )
 from ordermerge.errors import UserError, did_you_mean, quoted
-from ordermerge.readers import read_yaml
+from ordermerge.yaml_json import read_yaml
 
 
 def load_experiment(path: Path) -> Experiment:

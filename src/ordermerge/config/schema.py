@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from lm_eval._cli.utils import key_val_to_dict, try_parse_json
 from lm_eval.config.evaluate_config import EvaluatorConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model, model_validator
 
+from ordermerge.config.key_value import Pairs, read_switch
 from ordermerge.config.library_fields import section_fields
 from ordermerge.errors import quoted
 
@@ -146,24 +146,6 @@ class CheckpointsSection(Section):
     resume_every: Cadence | None = None
 
 
-def _read_pairs(value: object) -> object:
-    """Read `key=value,key=value` or a JSON object as lm-eval's command does."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return try_parse_json(value) if value.lstrip().startswith("{") else key_val_to_dict(value)
-    except ValueError:
-        raise ValueError(f"must be key=value,key=value or a JSON object; got {value!r}") from None
-
-
-def _read_switch(value: object) -> object:
-    """Take the words of a command line for what they say; other text is the name of a chat template."""
-    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
-
-
-Pairs = Annotated[dict[str, Any], BeforeValidator(_read_pairs)]
-
-
 # What `ordermerge` decides itself of an evaluation; lm-eval's own command takes them.
 _PLACED = "`ordermerge` keeps lm-eval's results and samples where it finds them again"
 _COMPARED = "all models are scored alike, so that they can be compared"
@@ -208,7 +190,7 @@ class EvaluationSection(_EvaluatorFields):
     """
 
     tasks: Annotated[list[str], Field(min_length=1)]
-    apply_chat_template: Annotated[bool | str, BeforeValidator(_read_switch)] = False
+    apply_chat_template: Annotated[bool | str, BeforeValidator(read_switch)] = False
     batch_size: int | str = 1
     max_batch_size: Annotated[int, Field(gt=0)] | None = None
     device: str | None = None

@@ -8,7 +8,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from ordermerge.errors import UserError
-from ordermerge.readers import read_json, read_yaml
+from ordermerge.yaml_json import read_json, read_yaml
 
 LISTS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
