@@ -1,7 +1,9 @@
 """What the commands do: they join merge_methods, train and eval, which do not know each other.
 
-run          `run`, `train`, `eval`, `check`: carries out the `plan`, whose merges are `recipes`
-merging      one recipe to one model, whole or absent; `model_card` completes its card
+run          `run`, `train`, `check`: carries out the `plan`, whose merges are `recipes`; `check_run` reads files again
+merging      one recipe to one model; `first_pass` measures it, `merge_output` puts it in place, `model_card` describes it
+evaluate     `eval`: scores models and recipes, which are a `temporary_merge`
+compare      `compare`: any results; `run_comparison` those of a run; `noise` and `curve` what other orders would change
 report       `report`: report.md, and `html` makes report.html of it
 losses       `losses`: each sample's loss under each model (`measure`); `step_losses` along the training
 orders       `orders`: the orders before training
