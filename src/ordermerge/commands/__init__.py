@@ -1,7 +1,7 @@
 """What the commands do: they join merge_methods, train and eval, which do not know each other.
 
 run          `run`, `train`, `check`: carries out the `plan`, whose merges are `recipes`; `check_run` reads files again
-merging      one recipe to one model; `first_pass` measures it, `merge_output` puts it in place, `model_card` describes it
+merging      one recipe to one model; `first_pass` measures, `merge_output` puts it in place, `model_card` tells of it
 evaluate     `eval`: scores models and recipes, which are a `temporary_merge`
 compare      `compare`: any results; `run_comparison` those of a run; `noise` and `curve` what other orders would change
 report       `report`: report.md, and `html` makes report.html of it
