@@ -71,6 +71,7 @@ def summarise(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "dropped": prepared.dropped,
         "truncated": prepared.truncated,
         "batch_size": prepared.batch,
+        "branch": prepared.branch or None,
         "epoch_fingerprints": [epoch_fingerprints(order) for order in prepared.orders],
         "first_rows": prepared.sample_ids[prepared.orders[:, :, :3]].tolist(),
         "correlations": correlations(places).tolist(),
@@ -91,6 +92,11 @@ def _print(summary: dict[str, Any]) -> None:
         f"As training will use them: the data is prepared ({summary['dropped']} samples dropped, "
         f"{summary['truncated']} cut to max_length), and the fingerprints are those that order.json will hold.",
     ]
+    if summary["branch"]:
+        lines.append(
+            f"The first {summary['branch']} optimizer steps are the trunk's, common to all orders; the others are each "
+            "order's tail."
+        )
     tables = [_fingerprint_table(summary), _heat_map(summary)]
     if count <= MOST_COLUMNS:
         tables.append(_correlation_table(summary))
