@@ -1,5 +1,6 @@
 """The merge methods that are measured, with their parameters."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,8 @@ class Case:
 
 
 LINEAR = Case("linear", "linear")
-FLOOR = Case("floor", "", base=True)
+# Every input is read once and the output written once; the second reads the base model too.
+FLOORS = (Case("floor", "benchmark_floor"), Case("floor_with_base", "benchmark_floor", base=True))
 SELECTION = Case("selection", "parameter_selection")
 FULL = Case("full", "parameter_selection_resample", base=True)
 CASES = (
@@ -59,5 +61,11 @@ CASES = (
     Case(
         "full_fractional_weights", "parameter_selection_resample", base=True, weights=fractional_weights, command=False
     ),
+)
+# Our methods as they were before they were compiled: several passes of torch operations (see `earlier`).
+EARLIER = (
+    Case("selection_earlier", "earlier", command=False),
+    Case("resample_1_earlier", "earlier", base=True, parameters={"resample": 1}, command=False),
+    Case("full_earlier", "earlier", base=True, parameters={"resample": math.inf}, command=False),
 )
 SCALING = (LINEAR, SELECTION, FULL)

@@ -5,8 +5,9 @@
 
 Each repetition runs the whole command and a plain program that reads the same files, both as processes of their own,
 after the files were put out of the page cache (`cold`) and with them in it (`cached`). What the command takes on tiny
-models is taken off. Writes OUT/inspect_speed.json: every repetition, and whether the time is within 1.5 x the read of
-the same files, and the peak of anonymous memory beyond start-up within 128 MiB, whatever the models' size.
+models is taken off. Writes OUT/inspect_speed.json: every repetition, and whether the time is within 1.1 times a cold
+and 1.6 times a cached read of the same files, and the peak of anonymous memory beyond start-up within 128 MiB, whatever
+the models' size.
 """
 
 import json
@@ -28,7 +29,7 @@ from synthetic import TINY, shape_near, write_checkpoints
 from throughput_report import Ratio, paired
 from watched import machine, run_watched
 
-TIME_LIMIT = 1.5
+TIME_LIMITS = {"cold": 1.1, "cached": 1.6}
 MEMORY_LIMIT_MIB = 128
 _READ_BYTES = 1 << 20
 _READ_PROGRAM = f"""
@@ -109,7 +110,7 @@ def _result(runs: dict[str, list[Run]], sets: dict[str, list[Path]], tiny: str, 
             "net_seconds": net,
             "read_seconds": [run["seconds"] for run in bare],
             "ratio": asdict(ratio),
-            "within_time": ratio.middle <= TIME_LIMIT,
+            "within_time": ratio.middle <= TIME_LIMITS[state],
             "peak_anonymous_beyond_start_mib": beyond,
             "within_memory": beyond <= MEMORY_LIMIT_MIB,
             "start_seconds": start,
@@ -120,7 +121,7 @@ def _result(runs: dict[str, list[Run]], sets: dict[str, list[Path]], tiny: str, 
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| parameters | files | read s | GB/s | inspect s, net | / read | within 1.5 | memory beyond start MiB |",
+        "| parameters | files | read s | GB/s | inspect s, net | / read | within limit | memory beyond start MiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:

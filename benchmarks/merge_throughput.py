@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import earlier
+import numpy as np
 import torch
 import yaml
-from cases import CASES, FLOOR, SCALING, Case
+from cases import CASES, EARLIER, FLOORS, SCALING, Case
 from mergekit.common import parse_kmb
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
@@ -43,10 +45,13 @@ from throughput_report import write_report
 from watched import machine, mergekit_command, run_watched
 
 import ordermerge.merge_methods  # noqa: F401  (registers the methods also where torch loads no entry points)
+from ordermerge.compiled import share_out
+from ordermerge.loops import lanes_at, loop, part
+from ordermerge.unchanged import to_lanes
 
 PARTS = ("kernel", "command", "merge", "scaling")
 DTYPES = ("bfloat16", "float16", "float32")
-_FLOOR_CHUNK = 1 << 18
+_FLOOR_PIECE = 256
 # Reads each input once, in pieces that stay in the processor's cache, and writes the last input's bytes.
 _FLOOR_PROGRAM = """
 import sys
@@ -80,8 +85,11 @@ def time_kernel(case: Case, base: Model, models: list[Model]) -> float:
     parameters = case.parameters_for(len(models))
     start = time.perf_counter()
     for index, tensors in enumerate(zip(*models, strict=True)):
-        if case is FLOOR:
-            read_once([base[index], *tensors])
+        if case in FLOORS:
+            read_once([base[index], *tensors] if case.base else list(tensors))
+            continue
+        if case in EARLIER:
+            earlier.merge(base[index] if case.base else None, list(tensors), parameters, f"tensor {index}")
             continue
         inputs = [base[index], *tensors] if case.base else list(tensors)
         base_index = 0 if case.base else None
@@ -91,25 +99,37 @@ def time_kernel(case: Case, base: Model, models: list[Model]) -> float:
 
 def read_once(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Return the exclusive or of all tensors: each is read once, and the result written once."""
-    out = torch.empty_like(tensors[0])
-    lanes = [tensor.view(-1).view(torch.int16) for tensor in [out, *tensors]]
-    for start in range(0, lanes[0].numel(), _FLOOR_CHUNK):
-        first, second, *others = (tensor[start : start + _FLOOR_CHUNK] for tensor in lanes)
-        first.copy_(second)
-        for other in others:
-            first ^= other
+    out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    inputs = [to_lanes(tensor) for tensor in tensors]
+    lanes, addresses = to_lanes(out).numpy(), np.array([tensor.data_ptr() for tensor in inputs])
+    share_out(lambda start, stop: combine(lanes, addresses, start, stop), out.numel())
     return out
+
+
+@loop
+def combine(out: np.ndarray, models: np.ndarray, start: int, stop: int) -> None:
+    for first in range(start, stop, _FLOOR_PIECE):
+        last = min(first + _FLOOR_PIECE, stop)
+        piece = out[first:last]
+        for k in range(len(models)):
+            read_piece(piece, lanes_at(models[k], out, first, last), k > 0)
+
+
+@part
+def read_piece(out: np.ndarray, lanes: np.ndarray, further: bool) -> None:
+    for i in range(len(out)):
+        out[i] = (out[i] if further else 0) ^ lanes[i]
 
 
 @merge_method(
     name="benchmark_floor",
     pretty_name="Floor",
     reference_url="",
-    contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
+    contract=InputContract(base=BasePolicy.OPTIONAL, min_non_base=1),
 )
 def benchmark_floor(group: TensorGroup, weight: float = 1.0) -> torch.Tensor:
     """What mergekit needs around any method: each input is read once, the output written once."""
-    return read_once([entry.tensor for entry in (group.base, *group.non_base)])
+    return read_once([entry.tensor for entry in group.entries])
 
 
 register(benchmark_floor)
@@ -126,7 +146,6 @@ def measure_kernel(cases: list[Case], parameters: int, count: int, dtype: str, t
         "parameters": sum(tensor.numel() for tensor in base),
         "bytes_per_value": base[0].element_size(),
         "unchanged_share": unchanged[0],
-        "inputs_read": {case.name: count + case.base for case in cases},
         "seconds": seconds,
     }
 
@@ -191,7 +210,7 @@ def measure_command(
             f"{case.name}, {kind}": lambda case=case, folder=folder: run_command(case, folder, count, dtype)
             for case in cases
         }
-    tasks[f"{FLOOR.name}, whole"]()  # brings the files into the page cache
+    tasks[f"{FLOORS[-1].name}, whole"]()  # brings the files into the page cache
     runs = in_turn(tasks, {name: times[name.split(",")[0]] for name in tasks})
     return {
         **about_files(shape, work),
@@ -250,9 +269,8 @@ def recipe(case: Case, folder: Path, count: int, dtype: str) -> dict[str, Any]:
     """Return a method's recipe for the models of a folder."""
     base = {"base_model": str(folder / "base")} if case.base else {}
     models = [{"model": str(folder / f"model_{index}")} for index in range(count)]
-    method = "benchmark_floor" if case is FLOOR else case.method
     return {
-        "merge_method": method,
+        "merge_method": case.method,
         **base,
         "models": models,
         "parameters": case.parameters_for(count),
@@ -264,9 +282,9 @@ def run_command(case: Case, folder: Path, count: int, dtype: str) -> Any:
     """Merge the first models of a folder by a process of its own; the output is removed."""
     out, log = folder / "merged", folder / "log.txt"
     shutil.rmtree(out, ignore_errors=True)
-    if case is FLOOR:
+    if case in FLOORS:
         out.mkdir()
-        models = ["base", *(f"model_{index}" for index in range(count))]
+        models = [*(["base"] if case.base else []), *(f"model_{index}" for index in range(count))]
         files = [str(folder / name / "model.safetensors") for name in models]
         return run_watched([sys.executable, "-ISc", _FLOOR_PROGRAM, *files, str(out / "model.safetensors")], log)
     path = folder / "recipe.yml"
@@ -278,12 +296,13 @@ def run_command(case: Case, folder: Path, count: int, dtype: str) -> Any:
 
 
 def choose_cases(methods: str | None) -> list[Case]:
-    """Return the cases of those names, the floor and `linear` always among them."""
-    known = [case.name for case in CASES]
+    """Return the cases of those names, the floors and `linear` always among them."""
+    measurable = [*CASES, *(EARLIER if earlier.load() else [])]
+    known = [case.name for case in measurable]
     wanted = methods.split(",") if methods else known
     if unknown := set(wanted) - set(known):
         raise click.BadParameter(f"unknown {', '.join(sorted(unknown))}; available: {', '.join(known)}")
-    return [FLOOR, *(case for case in CASES if case.name in {*wanted, "linear"})]
+    return [*FLOORS, *(case for case in measurable if case.name in {*wanted, "linear"})]
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])
@@ -325,7 +344,8 @@ def main(
         }
         for name in PARTS if only is None else [only]:
             if name in parts:
-                about = {"models": count, "dtype": dtype, "machine": machine()}
+                inputs = {case.name: count + case.base for case in cases}
+                about = {"models": count, "dtype": dtype, "inputs_read": inputs, "machine": machine()}
                 results[name] = about | parts[name]()
             results["report"] = write_report(results, out)
             store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 MATRIX = (2048, 5632)
-MATRICES = ((1024, 2816), MATRIX, (4096, 11008))  # as in models of 0.3, 1 and 7 billion parameters
+MATRICES = ((1024, 1024), (1024, 2816), MATRIX, (4096, 11008))  # as in models of 0.3 (two of them), 1 and 7 billion
 _SCALE = 0.02
 _NOISE = 0.002  # large enough that no change rounds away in bfloat16
 _UNCHANGED_BELOW = 0.2533471  # a standard normal number lies within this of 0 with probability 0.2

@@ -9,8 +9,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-KERNEL_LIMITS = {"selection": 0.25, "resample_1": 0.35, "full": 0.40}
-COMMAND_LIMITS = {"selection": 0.80, "resample_1": 0.90, "full": 0.90}
+FLOOR_LIMITS = {"selection": 1.6, "resample_1": 2.5, "full": 2.5}
+LINEAR_LIMITS = {"selection": 0.05, "resample_1": 0.08, "full": 0.08}
+EARLIER_LIMIT = 1 / 3
+COMMAND_LIMITS = {"selection": 0.65, "resample_1": 0.75, "full": 0.75}
 WEIGHTS_LIMIT = 1.2
 SIZE_LIMIT = 1.2
 DTYPE_LIMIT = 1.1
@@ -56,6 +58,11 @@ def net_seconds(part: dict[str, Any], name: str) -> list[float]:
     return [run["seconds"] - start for run in part["runs"][f"{name}, whole"]]
 
 
+def _floor(part: dict[str, Any], name: str) -> str:
+    """Return the floor that reads as many inputs as a method."""
+    return "floor_with_base" if part["inputs_read"][name] > part["models"] else "floor"
+
+
 def per_parameter(part: dict[str, Any], case: str, setting: str) -> list[float]:
     """Return nanoseconds per parameter of each repetition of a scaling setting."""
     parameters = part["settings"][setting]["parameters"]
@@ -78,9 +85,11 @@ def _target_table(results: dict[str, Any]) -> list[str]:
 def _targets(results: dict[str, Any]) -> Iterator[tuple[str, Ratio | float, float]]:
     if kernel := results.get("kernel"):
         seconds = kernel["seconds"]
-        for name, limit in KERNEL_LIMITS.items():
-            if name in seconds:
-                yield f"kernel: {name} / linear", paired(seconds[name], seconds["linear"]), limit
+        for name in (name for name in FLOOR_LIMITS if name in seconds):
+            yield f"kernel: {name} / floor", paired(seconds[name], seconds[_floor(kernel, name)]), FLOOR_LIMITS[name]
+            yield f"kernel: {name} / linear", paired(seconds[name], seconds["linear"]), LINEAR_LIMITS[name]
+            if (earlier := f"{name}_earlier") in seconds:
+                yield f"kernel: {name} / {earlier}", paired(seconds[name], seconds[earlier]), EARLIER_LIMIT
         for name in seconds:
             if name.endswith("_weights") and (equal := name.split("_")[0]) in seconds:
                 yield f"kernel: {name} / {equal}", paired(seconds[name], seconds[equal]), WEIGHTS_LIMIT
@@ -95,10 +104,6 @@ def _targets(results: dict[str, Any]) -> Iterator[tuple[str, Ratio | float, floa
                 ratio = paired(merge["seconds"][name], merge["seconds"]["linear"])
                 yield f"merge, in one process: {name} / linear", ratio, limit
     if scaling := results.get("scaling"):
-        for setting in (name for name in scaling["settings"] if name.startswith("matrix ")):
-            for name in (case for case in scaling_cases(scaling) if case in KERNEL_LIMITS):
-                costs = [per_parameter(scaling, case, setting) for case in (name, "linear")]
-                yield f"kernel, {setting}: {name} / linear", paired(*costs), KERNEL_LIMITS[name]
         for case in scaling_cases(scaling):
             if case not in _METHODS:
                 yield from _scaling_targets(scaling, case)
@@ -107,8 +112,9 @@ def _targets(results: dict[str, Any]) -> Iterator[tuple[str, Ratio | float, floa
 def _scaling_targets(part: dict[str, Any], case: str) -> Iterator[tuple[str, Ratio | float, float]]:
     settings = part["settings"]
     costs = {name: median(per_parameter(part, case, name)) for name in settings}
-    sizes = [cost for name, cost in costs.items() if name.startswith("size ")]
-    yield f"scaling: {case}, ns per parameter, dearest size / cheapest", max(sizes) / min(sizes), SIZE_LIMIT
+    for kind in ("size", "matrix"):
+        sizes = [cost for name, cost in costs.items() if name.startswith(f"{kind} ")]
+        yield f"scaling: {case}, ns per parameter, dearest {kind} / cheapest", max(sizes) / min(sizes), SIZE_LIMIT
     models, cost = np.array([(settings[name]["models"], costs[name]) for name in costs if name.startswith("models ")]).T
     line = np.polyval(np.polyfit(models, cost, 1, w=1 / cost), models)
     worst = float(np.abs(line / cost - 1).max())
@@ -131,7 +137,7 @@ def _kernel_table(part: dict[str, Any]) -> list[str]:
     for name, seconds in part["seconds"].items():
         cost = median(seconds) / part["parameters"] * 1e9
         inputs = part["inputs_read"][name]
-        ratios = [paired(seconds, part["seconds"][other]) for other in ("linear", "floor")]
+        ratios = [paired(seconds, part["seconds"][other]) for other in ("linear", _floor(part, name))]
         lines.append(
             f"| {name} | {cost:.2f} | {inputs} | {inputs * part['bytes_per_value'] / cost:.1f} "
             f"| {ratios[0]} | {ratios[1]} | {len(seconds)} |"
@@ -160,7 +166,7 @@ def _command_table(part: dict[str, Any]) -> list[str]:
             )
         )
         net = net_seconds(part, name)
-        ratios = [paired(net, net_seconds(part, other)) for other in ("linear", "floor")]
+        ratios = [paired(net, net_seconds(part, other)) for other in ("linear", _floor(part, name))]
         lines.append(
             f"| {name} | {wall:.2f} | {begin:.2f} | {median(net):.2f} | {ratios[0]} | {ratios[1]} "
             f"| {processor:.1f} | {anonymous:.0f} | {total:.0f} | {len(runs)} |"
@@ -176,7 +182,7 @@ def _merge_table(part: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, seconds in part["seconds"].items():
-        ratios = [paired(seconds, part["seconds"][other]) for other in ("linear", "floor")]
+        ratios = [paired(seconds, part["seconds"][other]) for other in ("linear", _floor(part, name))]
         lines.append(f"| {name} | {median(seconds):.2f} | {ratios[0]} | {ratios[1]} | {len(seconds)} |")
     return lines
 
@@ -205,8 +211,8 @@ def _conditions(part: dict[str, Any]) -> str:
         f"{size}, {part['dtype']}{files}. {machine['platform']}, {machine['cpus']} CPUs ({machine['cpu_capability']}), "
         f"{machine['threads']} threads, load {machine['load_average_at_start']:.1f} at the start; mergekit "
         f"{machine['versions']['mergekit']}, torch {machine['versions']['torch']}, commit {commit[:12]}"
-        f"{' with changes' if dirty else ''}. Ratios: median of paired repetitions (lowest to highest). The floor "
-        "reads every input, the base too, once and writes the output once."
+        f"{' with changes' if dirty else ''}. Ratios: median of paired repetitions (lowest to highest). A floor "
+        "reads every input once (the base too, where the method does) and writes the output once."
     )
 
 
@@ -226,7 +232,7 @@ def _draw(results: dict[str, Any], out: Path) -> None:
 
 
 def _colour(name: str) -> str:
-    return _THEIRS if name in _METHODS else _START if name == "floor" else _OURS
+    return _THEIRS if name in _METHODS else _START if name.startswith("floor") else _OURS
 
 
 def _draw_kernel(axis: Any, part: dict[str, Any]) -> None:

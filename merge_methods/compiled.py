@@ -12,7 +12,7 @@ import torch
 
 from ordermerge.compiled import share_out
 from ordermerge.counter import stream_key
-from ordermerge.loops import DRAWS_PER_WORD, changed, lanes_at, loop, part, write_draws
+from ordermerge.loops import DRAWS_PER_WORD, changed, has_zero, lanes_at, loop, part, write_draws
 from ordermerge.merge_methods.shares import share_draws
 
 _PIECE = 256  # values
@@ -104,18 +104,19 @@ def select(
                 _take(piece, lanes_at(models[k], out, first, last), draws, marks[k])
         if len(rounds):
             origin = base[first:last]
+            zeros = has_zero(origin)
             for i in range(len(piece)):
                 waiting[i] = -out.dtype.type(not movable)
             for k in range(len(models) if movable else 0):
-                _add_changed(waiting, lanes_at(models[k], out, first, last), origin)
-            some = _keep_unchanged(waiting, piece, origin)
+                _add_changed(waiting, lanes_at(models[k], out, first, last), origin, zeros)
+            some = _keep_unchanged(waiting, piece, origin, zeros)
             for key in rounds:
                 if not some:
                     break
                 write_draws(words, key, first)
                 for k in range(len(models)):
                     _take_where(waiting, piece, lanes_at(models[k], out, first, last), draws, marks[k])
-                some = _keep_unchanged(waiting, piece, origin)
+                some = _keep_unchanged(waiting, piece, origin, zeros)
             left |= some
     return left
 
@@ -133,18 +134,18 @@ def _take_where(waiting: np.ndarray, out: np.ndarray, lanes: np.ndarray, draws: 
 
 
 @part
-def _add_changed(waiting: np.ndarray, lanes: np.ndarray, base: np.ndarray) -> None:
+def _add_changed(waiting: np.ndarray, lanes: np.ndarray, base: np.ndarray, zeros: bool) -> None:
     """Set all bits of `waiting` where the lanes differ from the base's."""
     for i in range(len(base)):
-        waiting[i] |= -waiting.dtype.type(changed(lanes, base, i))
+        waiting[i] |= -waiting.dtype.type(changed(lanes, base, i, zeros))
 
 
 @part
-def _keep_unchanged(waiting: np.ndarray, lanes: np.ndarray, base: np.ndarray) -> bool:
+def _keep_unchanged(waiting: np.ndarray, lanes: np.ndarray, base: np.ndarray, zeros: bool) -> bool:
     """Clear `waiting` where the lanes differ from the base's; return whether any is left."""
     left = waiting.dtype.type(0)
     for i in range(len(base)):
-        waiting[i] &= ~-waiting.dtype.type(changed(lanes, base, i))
+        waiting[i] &= ~-waiting.dtype.type(changed(lanes, base, i, zeros))
         left |= waiting[i]
     return left != 0
 
@@ -173,32 +174,39 @@ def select_changed(
     for first in range(start, stop, _PIECE):
         last = min(first + _PIECE, stop)
         piece, origin = out[first:last], base[first:last]
+        zeros = has_zero(origin)
         write_draws(words, key, first)
         for i in range(len(piece)):
             sums[i] = 0
         for k in range(len(models)):
-            _add_weights(sums, lanes_at(models[k], out, first, last), origin, weights[k])
+            _add_weights(sums, lanes_at(models[k], out, first, last), origin, weights[k], zeros)
         for i in range(len(piece)):
             share = (np.float32(draws[i]) + np.float32(2**15 + 0.5)) * np.float32(2**-16)
             # Rounded down where the sums are whole numbers: those above it are the same.
             marks[i] = weights.dtype.type(share * np.float32(sums[i]))
             sums[i] = 0
         for k in range(len(models)):
-            _take_covered(piece, lanes_at(models[k], out, first, last), marks, sums, origin, weights[k])
+            _take_covered(piece, lanes_at(models[k], out, first, last), marks, sums, origin, weights[k], zeros)
 
 
 @part
-def _add_weights(sums: np.ndarray, lanes: np.ndarray, base: np.ndarray, weight: float) -> None:
+def _add_weights(sums: np.ndarray, lanes: np.ndarray, base: np.ndarray, weight: float, zeros: bool) -> None:
     for i in range(len(base)):
-        sums[i] += weight * sums.dtype.type(changed(lanes, base, i))
+        sums[i] += weight * sums.dtype.type(changed(lanes, base, i, zeros))
 
 
 @part
 def _take_covered(
-    out: np.ndarray, lanes: np.ndarray, marks: np.ndarray, sums: np.ndarray, base: np.ndarray, weight: float
+    out: np.ndarray,
+    lanes: np.ndarray,
+    marks: np.ndarray,
+    sums: np.ndarray,
+    base: np.ndarray,
+    weight: float,
+    zeros: bool,
 ) -> None:
     """Take the lanes where the sum of the weights so far is not above the mark, and add this model's weight to it."""
     for i in range(len(base)):
         before = sums[i]
         out[i] ^= (out[i] ^ lanes[i]) & -out.dtype.type(marks[i] >= before)
-        sums[i] = before + weight * sums.dtype.type(changed(lanes, base, i))
+        sums[i] = before + weight * sums.dtype.type(changed(lanes, base, i, zeros))

@@ -111,10 +111,11 @@ def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
 def test_changed_is_the_same_compiled_and_in_torch(dtype: type) -> None:
     limits = np.iinfo(dtype)
     values = np.array([0, 1, -1, limits.max, limits.min, limits.min + 1, 1 << (limits.bits - 2)], dtype)
-    for base in values:
-        found = [loops.changed(values, np.full_like(values, base), i) for i in range(len(values))]
-        same = torch.full((len(values),), int(base), dtype=torch.from_numpy(values).dtype)
-        assert found == changed(torch.from_numpy(values), same).tolist()
+    for value in values:
+        base = np.full_like(values, value)
+        assert loops.has_zero(base) == (value in (0, limits.min))
+        found = [loops.changed(values, base, i, loops.has_zero(base)) for i in range(len(values))]
+        assert found == changed(torch.from_numpy(values), torch.from_numpy(base)).tolist()
 
 
 @pytest.mark.parametrize("first", [0, 4, 1 << 20, 1 << 40])

@@ -13,7 +13,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ordermerge.eval.inspect.changes import Sums
-from ordermerge.loops import changed, loop, part
+from ordermerge.loops import changed, has_zero, loop, part
 
 _PIECE = 1024  # values of each model that are measured at a time
 
@@ -64,11 +64,11 @@ def _measure(
     found = np.empty((subs + 1, subs + 1), np.float64)
     for first in range(0, lanes.shape[1], _PIECE):
         last = min(first + _PIECE, lanes.shape[1])
-        known = last - first
+        known, zeros = last - first, has_zero(lanes[subs, first:last])
         _start(count, votes, tasks[subs], values[subs, first:last])
         for k in range(subs):
             _subtract(tasks[k], values[k, first:last], values[subs, first:last])
-            changed_of[k] += _compare(count, votes, tasks[k], lanes[k, first:last], lanes[subs, first:last])
+            changed_of[k] += _compare(count, votes, tasks[k], lanes[k, first:last], lanes[subs, first:last], zeros)
         _count_equal(changed_by, count[:known])
         if not _multiply(found, tasks, known):
             known = _keep_finite(exact, tasks, count, votes, known, unknown_changed_by)
@@ -98,11 +98,13 @@ def _subtract(task: np.ndarray, values: np.ndarray, base: np.ndarray) -> None:
 
 
 @part
-def _compare(count: np.ndarray, votes: np.ndarray, task: np.ndarray, lanes: np.ndarray, base: np.ndarray) -> int:
+def _compare(
+    count: np.ndarray, votes: np.ndarray, task: np.ndarray, lanes: np.ndarray, base: np.ndarray, zeros: bool
+) -> int:
     """Count what one model changed: 1 to `count`, and to `votes` 1 or -1 by its direction; return how many."""
     lane, number = count.dtype.type, count.dtype.type(0)
     for i in range(len(base)):
-        differs = lane(changed(lanes, base, i))
+        differs = lane(changed(lanes, base, i, zeros))
         count[i] += differs
         votes[i] += lane(differs - 2 * (task[i] < 0))
         number = lane(number + differs)
