@@ -78,7 +78,7 @@ def _measure(
                 products[a, b] += found[a, b]
                 products[b, a] = products[a, b]
         for i in range(known):
-            size = np.int32(abs(votes[i]))
+            size = abs(votes[i])
             agreeing += size == count[i]
             majority += size
     return agreeing, majority
