@@ -117,6 +117,7 @@ def test_what_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
             (partial / "a.txt").write_text("mine")
             shutil.rmtree(out, ignore_errors=True)  # as where locks do not hold
             shutil.copytree(Path(__file__).parent / "eval" / "scoring", out)
+            (out / "new").touch()  # the copy has the time of what was copied
         assert (out / "test_score.py").exists()
 
 

@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 def test_evaluation_options_are_the_fields_of_the_evaluation_section() -> None:
     from ordermerge.config.schema import EvaluationSection
 
-    own = {"models", "out", "json_file"}
+    own = {"models", "out", "json_file", "wait"}
     given = {parameter.name for parameter in main.commands["eval"].params} - own
     assert given == set(EvaluationSection.model_fields)
 

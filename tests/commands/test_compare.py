@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -199,6 +200,8 @@ def test_what_lm_eval_wrote_itself_is_compared_by_the_folders_alone(
     }
     (tmp_path / "tasks" / "choice.yaml").write_text(yaml.safe_dump(task))
     monkeypatch.chdir(tmp_path)
+    for name, value in {"handlers": [], "propagate": True, "level": logging.NOTSET}.items():
+        monkeypatch.setattr(logging.getLogger("lm_eval"), name, value)  # its command configures it
     for model in make_family(count=1):
         arguments = ["--model", "hf", "--model_args", f"pretrained={model}", "--tasks", "tasks/choice.yaml"]
         options = ["--device", "cpu", "--batch_size", "8", "--log_samples", "--output_path", model.name]

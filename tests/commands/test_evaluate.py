@@ -69,7 +69,7 @@ def test_a_recipe_is_scored_like_the_folder_that_it_makes_one_at_a_time(
     made: list[str] = []
 
     def watched(recipe: Path, out: Path, options: MergeOptions, **how: Any) -> None:
-        assert [path.name for path in Path("out").glob(".merging-*")] == [out.parent.name]
+        assert [path.name for path in Path("out").glob(".merging.scratch-*")] == [out.parent.name]
         merge(recipe, out, options, **how)
         made.append(out.name)
 
@@ -103,7 +103,7 @@ def test_a_recipe_that_fails_leaves_nothing_and_loses_no_other_model(
     assert "mean.yml (mean.yml) could not be scored: " in done.output
     assert "disk full" in done.output
     assert {row.model for row in load_rows(Path("out"))} == {"sub0"}
-    assert list(Path("out").glob(".merging-*")) == []
+    assert list(Path("out").glob(".merging.scratch-*")) == []
 
 
 def test_a_recipe_with_a_mistake_is_refused_before_anything_is_scored(place: Path) -> None:

@@ -124,9 +124,14 @@ def test_foreign_folder_is_not_overwritten_but_an_earlier_merge_is(make_family: 
     assert (out / "thesis.tex").exists()
     (out / "thesis.tex").unlink()
     assert merge(recipe, out).exit_code == 0
-    (out / "model-00001-of-00002.safetensors").write_text("stale")
+    for foreign in ("model-00001-of-00002.safetensors", "notes/chapter.md"):
+        (out / foreign).parent.mkdir(exist_ok=True)
+        (out / foreign).write_text("not the merge's")
+        refused = merge(recipe, out)
+        assert refused.exit_code == 1
+        assert f"{out}: holds {foreign}, which the merge there did not write" in refused.output
+        (out / foreign).unlink()
     assert merge(recipe, out).exit_code == 0
-    assert len(list(out.glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("autoload", ["0", "1"])

@@ -53,19 +53,19 @@ def _own_files(out: Path) -> list[str]:
         return []
     if not out.is_dir():
         raise UserError(f"{out}: exists and is no folder; name a new folder")
-    # A volume's own folder, and what a killed merge left: `new_directory` clears that.
+    # Less a volume's own folder, and what a killed merge left: `new_directory` clears that.
     there = [path for path in out.iterdir() if path.name != "lost+found" and not path.name.startswith(f".{out.name}.")]
     if not there:
         return []
     if not any((out / name).exists() for name in (MERGE_MARKER, _RECIPE)):
         raise UserError(f"{out}: exists and was not made by a merge; name a new folder")
-    files = [path.relative_to(out) for path in there if path.is_file()]
+    files = [file.relative_to(out) for path in there for file in (path, *path.rglob("*")) if file.is_file()]
     marker = read_json(out / MERGE_MARKER, dict, remedy="name a new folder") if (out / MERGE_MARKER).exists() else {}
     if listed := marker.get("files"):
         own = {MERGE_MARKER, *listed}
     else:
         own = {file.as_posix() for file in files if any(file.match(pattern) for pattern in _WRITTEN)}
-    if others := sorted(path.name for path in there if path.name not in own):
+    if others := sorted(name for file in files if (name := file.as_posix()) not in own):
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise UserError(
             f"{out}: holds {', '.join(others[:3])}{more}, which the merge there did not write; move it away, or name a "
