@@ -125,7 +125,7 @@ def test_orders_with_one_permutation_give_the_same_bits(
     )
     same = {"random": lambda n, epochs, count, seed, batch: random_orders(n, epochs, 1, seed).expand(count, -1, -1)}
     monkeypatch.setattr(tokenized, "STRATEGIES", same)
-    monkeypatch.setattr(tokenized, "check_distinct", lambda *_: None)
+    monkeypatch.setattr(tokenized, "check_distinct", lambda *_, **_options: None)
     experiment = write_experiment(model={"path": "changed"}, orders={"count": 3})
     first, second, _ = train_orders(experiment, tmp_path / "together")
     (alone,) = train_orders(experiment, tmp_path / "alone", only=2)
