@@ -187,9 +187,8 @@ def _merge(plan: Plan, steps: Sequence[Step]) -> None:
     with adapter_cache(plan.run_directory) as cache:
         for step in cast(Sequence[MergeStep], steps):
             recipe_path = recipe_file(plan.run_directory, step.name)
-            recipe = complete_recipe(
-                plan.experiment, plan.run_directory, step.name
-            )  # with weights from losses, now known
+            # Once more: the weights that come from validation losses are known now.
+            recipe = complete_recipe(plan.experiment, plan.run_directory, step.name)
             by_name = by_name_reason(step, plan.experiment.model.reference) is not None
             write_recipe(recipe, recipe_path, step.output, step.options, by_name=by_name)
             if step.is_done():
