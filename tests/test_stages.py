@@ -44,7 +44,7 @@ def test_added_and_removed_keys_are_named(tmp_path: Path) -> None:
 def test_unreadable_marker_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     done(tmp_path, {})
     (tmp_path / "x" / "marker.json").write_text("{")
-    with pytest.raises(UserError, match=r"marker\.json: cannot be read as a marker .* `--force merge`"):
+    with pytest.raises(UserError, match=r"marker\.json: damaged .*; delete it, .* `--force merge`"):
         step(tmp_path, {}, stage="merge").is_done()
 
 

@@ -46,6 +46,12 @@ class Staged:
         subs = [ref for ref in listed if ref in self.models and ref != self.config.base_model]
         return {ref: self.models[ref] for ref in subs or listed if ref in self.models}
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the models that are here, and of their adapters."""
+        parts = [part for model in self.models.values() for part in (model.folder, model.adapter) if part]
+        return list(dict.fromkeys(parts))
+
     def in_words(self, text: str) -> str:
         """Return a message of mergekit's with the models as the recipe names them.
 

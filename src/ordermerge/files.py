@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from ordermerge.errors import UserError
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
@@ -32,6 +34,14 @@ _REMEDIES = {
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 # What `torch.save` says when it cannot write, in a RuntimeError without the system's own words.
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container\.cc|iostream error|file write failed")
+
+
+class FileRecord(TypedDict):
+    """What is noted of a file that was made."""
+
+    size: int
+    modified: int
+    sha256: str
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,7 +190,7 @@ def fingerprint_path(path: Path) -> str:
     return fingerprint({p.relative_to(path).as_posix(): fingerprint_file(p) for p in visible})
 
 
-def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, FileRecord]:
     """Return size, time of the last change and SHA-256 of files that were just written.
 
     Args:
@@ -193,7 +203,7 @@ def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
     if names is None:
         below = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
         names = [path.as_posix() for path in below if not any(part.startswith(".") for part in path.parts)]
-    records = {}
+    records: dict[str, FileRecord] = {}
     for name in names:
         status = (folder / name).stat()
         digest = fingerprint_file(folder / name)
@@ -201,7 +211,7 @@ def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
     return records
 
 
-def file_problems(folder: Path, records: Mapping[str, Mapping[str, Any]], *, deep: bool = False) -> list[str]:
+def file_problems(folder: Path, records: Mapping[str, FileRecord], *, deep: bool = False) -> list[str]:
     """Return a sentence on each file that is not what it was when it was written.
 
     Args:

@@ -5,15 +5,32 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
-from pydantic_core import from_json
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from ordermerge.errors import UserError
-from ordermerge.files import file_problems, fingerprint, write_json
+from ordermerge.files import FileRecord, file_problems, fingerprint, write_json
+from ordermerge.yaml_json import read_json
 
 STAGES = ("train", "merge", "eval")
 NOTES = (".md", ".log", ".yml")  # files that say how something was made, and when
+
+
+@with_config(ConfigDict(extra="allow"))
+class Made(TypedDict):
+    """What every marker says of what was made."""
+
+    files: NotRequired[dict[str, FileRecord]]
+
+
+class Marker(Made):
+    """What a step's marker holds."""
+
+    fingerprint: str
+    inputs: dict[str, Any]
+    made_from: NotRequired[dict[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -54,21 +71,20 @@ class Step:
         record = self.record()
         if record is None:
             return False
-        if record.get("fingerprint") != self.fingerprint:
+        if record["fingerprint"] != self.fingerprint:
             changed = "; ".join(changes(record["inputs"], _plain(self.inputs))) or "its marker was edited"
             raise UserError(
                 f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
                 f"`--out`), or make it anew: delete it or, in a run, `--force {self.stage}`"
             )
-        files = {name: of for name, of in record.get("files", {}).items() if not name.endswith(NOTES)}
-        if problems := file_problems(self.output, files):
+        if problems := file_problems(self.output, _without_notes(record)):
             raise UserError(
                 f"{problem}; restore it, or make it anew: delete {self.output} or, in a run, `--force {self.stage}`"
                 for problem in problems
             )
         return record.get("made_from", {}) == self.made_from()
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self) -> Marker | None:
         """Return what its marker holds, None where there is none.
 
         Raises:
@@ -77,21 +93,16 @@ class Step:
         marker = self.output / self.marker
         try:
             status = marker.stat()
-            return _read_marker(marker, status.st_mtime_ns, status.st_size)
+            return _read_marker(marker, self.stage, status.st_mtime_ns, status.st_size)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(
-                f"{marker}: cannot be read as a marker ({error!r}); delete it, or in a run redo the stage with "
-                f"`--force {self.stage}`"
-            ) from None
 
     def made(self) -> str | None:
         """Return the fingerprint of the files that the step has made, less its notes; None where it has not."""
         record = self.record()
         if record is None:
             return None
-        files = {name: of for name, of in record.get("files", {}).items() if not name.endswith(NOTES)}
+        files = _without_notes(record)
         return fingerprint({name: of["sha256"] for name, of in files.items() if name != self.marker})
 
     def made_from(self) -> dict[str, str | None]:
@@ -142,6 +153,20 @@ def mark_done(
     write_json(marker, {**head, **record, "files": files})
 
 
+def recorded_files(marker: Path, *, remedy: str) -> dict[str, FileRecord] | None:
+    """Return what a marker says of the files that were made, less notes; None where an older version wrote it.
+
+    Args:
+        marker: The file.
+        remedy: What to do where it is damaged.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    made: Made = read_json(marker, Made, remedy=remedy)
+    return _without_notes(made) if "files" in made else None
+
+
 def changes(before: Any, now: Any, where: str = "") -> list[str]:
     """Return one phrase for each place where two JSON-like values differ.
 
@@ -158,11 +183,14 @@ def changes(before: Any, now: Any, where: str = "") -> list[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_marker(marker: Path, _modified: int, _size: int) -> dict[str, Any]:
+def _read_marker(marker: Path, stage: str, _modified: int, _size: int) -> Marker:
     """Return what a marker holds; it is read once, however many steps build on it."""
-    record = dict(from_json(marker.read_text(encoding="utf-8")))
-    _ = record["inputs"]
-    return record
+    remedy = f"delete it, or in a run redo the stage with `--force {stage}`"
+    return cast(Marker, read_json(marker, Marker, remedy=remedy))
+
+
+def _without_notes(made: Made) -> dict[str, FileRecord]:
+    return {name: of for name, of in made.get("files", {}).items() if not name.endswith(NOTES)}
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

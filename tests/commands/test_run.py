@@ -1,6 +1,7 @@
 """`ordermerge run` on a tiny model: the whole chain, what is done again and what is refused."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,17 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
         *(f"merges/{name}/ordermerge.json" for name in ("average", "resampled", "dare", "selected")),
         "eval/selected/ordermerge_sums.json",
     }
+
+    # a bit of a sub-model that turned round without any sign of it is not merged
+    weights = directory / "orders" / "1" / "model.safetensors"
+    status, content = weights.stat(), weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (directory / "merges" / "average" / "ordermerge.json").unlink()
+    damaged = run(experiment)
+    assert damaged.exit_code == 1
+    assert f"{weights}: is not what it was when it was made (its SHA-256 is another)" in damaged.output
+    assert not (directory / "merges" / "average" / "ordermerge.json").exists()
 
 
 def test_a_changed_order_is_refused_before_anything_is_done(experiment: Path) -> None:

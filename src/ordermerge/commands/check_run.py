@@ -4,8 +4,7 @@ from pathlib import Path
 
 from ordermerge.files import file_problems
 from ordermerge.run_directory import open_run
-from ordermerge.stages import NOTES
-from ordermerge.yaml_json import read_json
+from ordermerge.stages import recorded_files
 
 _MARKERS = {"orders/*/order/order.json": 1, "merges/*/ordermerge.json": 0, "eval/*/ordermerge_*.json": 0}
 _REMEDY = "make it anew: `ordermerge run --force STAGE`"
@@ -28,9 +27,8 @@ def check_run(run: Path, *, deep: bool) -> tuple[list[str], list[Path]]:
     problems, old = list[str](), list[Path]()
     for pattern, above in _MARKERS.items():
         for marker in sorted(run.glob(pattern)):
-            files = read_json(marker, dict, remedy=_REMEDY).get("files")
+            files = recorded_files(marker, remedy=_REMEDY)
             if files is None:
                 old.append(marker)
-            made = {name: of for name, of in (files or {}).items() if not name.endswith(NOTES)}
-            problems += file_problems(marker.parents[above], made, deep=deep)
+            problems += file_problems(marker.parents[above], files or {}, deep=deep)
     return problems, old

@@ -22,6 +22,7 @@ from ordermerge.commands.first_pass import Found, completed_text, measure, with_
 from ordermerge.commands.merge_output import merge_output
 from ordermerge.commands.model_card import CARD, complete_card
 from ordermerge.companions import CONFIG, TOKENIZER, copy_companions
+from ordermerge.digests import verified
 from ordermerge.errors import UserError
 from ordermerge.files import checkpoint_bytes, file_records, fingerprint, require_space, write_json
 from ordermerge.folders import scratch_directory
@@ -62,7 +63,8 @@ def merge(
         Whether it was merged by tensor name.
 
     Raises:
-        UserError: If the recipe has problems, mergekit refuses it, or `out` holds something that is no merge.
+        UserError: If the recipe has problems, mergekit refuses it, `out` holds something that is no merge, or a model
+            that a run made is no longer what it was.
     """
     source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
     recipe = read_yaml(recipe_path)
@@ -80,15 +82,16 @@ def merge(
             return bool(by_name)
         staged = stage(config, partial.parent / "models", cache_dir=options.transformers_cache)
         require_space(out, _bytes_needed(staged, options.lora_merge_cache), f"the merge of {recipe_path}")
-        staged = _with_dense_adapters(staged, options, options.lora_merge_cache or str(partial.parent / "lora"))
-        found = fit(staged, options)
-        if problems := found.against(by_name):  # adapters have tensors of their own names only now
-            raise UserError(problems, where=recipe_path)
-        by_name = bool(by_name or (by_name is None and found.table))
-        table = table_by_name(named_groups(staged, options)[0]) if by_name else found.architecture
-        architecture, measured = _merge_weights(recipe_path, partial, staged, options, table)
-        source = completed_text(recipe, staged.config, measured) if measured else source
-        _give_companions(partial, staged, architecture, options)
+        with verified(staged.folders):
+            staged = _with_dense_adapters(staged, options, options.lora_merge_cache or str(partial.parent / "lora"))
+            found = fit(staged, options)
+            if problems := found.against(by_name):  # adapters have tensors of their own names only now
+                raise UserError(problems, where=recipe_path)
+            by_name = bool(by_name or (by_name is None and found.table))
+            table = table_by_name(named_groups(staged, options)[0]) if by_name else found.architecture
+            architecture, measured = _merge_weights(recipe_path, partial, staged, options, table)
+            source = completed_text(recipe, staged.config, measured) if measured else source
+            _give_companions(partial, staged, architecture, options)
         if options.write_model_card:
             (partial / CARD).write_text(generate_card(config=named, config_yaml=source, name=out.name), "utf-8")
             (partial / RECIPE).write_text(source, "utf-8")
