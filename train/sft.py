@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 from ordermerge import stages
 from ordermerge.config.schema import Experiment
 from ordermerge.console import quiet
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, counted
 from ordermerge.files import fingerprint_path
 from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, TRUNK, order_folder, order_name
 from ordermerge.train import distributed
@@ -279,7 +279,8 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             saver = make_saver(experiment, trainer, base, prepared, training, directory, start.checkpoint)
             if first:
                 _state_costs(experiment, trainer, base, prepared, todo, directory)
-            for line in (*start.notes, f"training on {len(prepared.train)} samples, {prepared.orders.shape[1]} epochs"):
+            sizes = f"{counted(len(prepared.train), 'sample')}, {counted(prepared.orders.shape[1], 'epoch')}"
+            for line in (*start.notes, f"training on {sizes}"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
                 trainer.add_callback(callback)

@@ -80,8 +80,11 @@ class Roles:
         )
 
     def _pairs(self, scores: Mapping[str, Row]) -> Iterator[Pair]:
-        if self.validation_loss:
-            best: str | None = min(self.single, key=self.validation_loss.__getitem__)
+        best: str | None = None
+        if len(self.single) == 1:
+            pass  # the best is the mean
+        elif self.validation_loss:
+            best = min(self.single, key=self.validation_loss.__getitem__)
         else:
             best = best_model({name: scores[name] for name in self.single})
         for model in self.merged:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from ordermerge.errors import printable
+from ordermerge.errors import counted, printable
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.scoring.calibration import HEADER, NOTE, calibration_cells, print_calibration
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits, limit_note
@@ -83,7 +83,7 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
         lines += [
             f"Differences: model less reference, on the same documents. Intervals: bootstrap over documents "
             f"({report.resamples:,} resamples, seed {report.seed}). p: two-sided sign-flip test; Holm: corrected for "
-            f"all {len(report.comparisons)} comparisons.",
+            f"{'all ' * (len(report.comparisons) > 1)}{counted(len(report.comparisons), 'comparison')}.",
             _ABOUT_ORDERS if any(one.orders for one in report.comparisons) else _NOT_ABOUT_ORDERS,
         ]
     if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:

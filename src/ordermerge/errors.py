@@ -83,6 +83,16 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number with what is counted: "1 epoch", "1,200 epochs".
+
+    Args:
+        number: How many.
+        what: The noun, in the singular.
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 4, QUOTED, QUOTED, QUOTED
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = 20

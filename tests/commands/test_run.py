@@ -260,3 +260,27 @@ def test_weights_from_validation_losses_stand_in_the_recipe_and_the_card(experim
     assert f"weight: {weights[1]}" in (directory / "merges" / "cocktail" / "README.md").read_text()
     change(experiment, "merges", cocktail={**cocktail, "weights": {"validation_los": 1}})
     assert "must be `{validation_loss: T}`, with a temperature T" in run(experiment, "--dry-run").output
+
+
+def test_one_order_is_the_plain_baseline_and_set_makes_it(experiment: Path) -> None:
+    sets = ["--set", "orders.count=1", "--set", "name=plain", "--set", "sft.learning_rate=1e-4"]
+    done = run(experiment, *sets, "--set", "merges={average: {merge_method: linear, parameters: {weight: 1}}}")
+    assert done.exit_code == 0, done.output
+    directory = experiment.parent / "runs" / "plain"
+    assert [path.name for path in (directory / "orders").iterdir()] == ["0"]
+    resolved = yaml.safe_load((directory / "experiment.yml").read_text())
+    assert (resolved["orders"]["count"], resolved["sft"]["learning_rate"]) == (1, 1e-4)
+    assert resolved["made_with"]["set"][:3] == sets[1::2]
+    report = (directory / "report.md").read_text()
+    assert "`order_0`: the sub-model of 1 order of the same data" in report
+    assert "--set sft.learning_rate=1e-4" in report
+    compared = load_comparison(directory / "eval" / "comparison.json").comparisons
+    assert {(c.model, c.reference, c.difference) for c in compared} == {("average", "single_mean", 0.0)}
+    for command, message in (
+        (["noise"], "order noise takes at least 2 repeated runs; got 1"),
+        (["curve"], "a curve takes a merge of at least 2 orders; it has 1"),
+    ):
+        refused = CliRunner().invoke(main, [*command, str(directory)])
+        assert refused.exit_code == 1
+        assert message in refused.output
+    assert "nothing to do" in run(experiment, *sets, "--set", "merges=null", "--set", "evaluation=null").output

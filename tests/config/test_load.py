@@ -31,6 +31,15 @@ def problems(tmp_path: Path, **changes: Any) -> list[str]:
     return caught.value.problems
 
 
+def test_empty_sections_are_absent(tmp_path: Path) -> None:
+    experiment = load(tmp_path, sft=None, merges=None, evaluation=None, checkpoints=None)
+    assert (experiment.sft, experiment.merges, experiment.evaluation) == ({}, {}, None)
+    assert problems(tmp_path, model=None, mrges=None) == [
+        "key `model` is missing",
+        "unknown key `mrges` (did you mean 'merges'?)",
+    ]
+
+
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     experiment = load(tmp_path)
     assert experiment.orders.strategy == "random"
@@ -54,7 +63,7 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
     found = problems(
         tmp_path,
         model={"path": "base", "dtyp": "bfloat16"},
-        orders={"count": 1, "stratgy": "random"},
+        orders={"count": 0, "stratgy": "random"},
         evalutaion={"tasks": ["gsm8k"]},
     )
     assert len(found) == 4
@@ -62,7 +71,7 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
     assert "unknown key `model.dtyp` (did you mean 'dtype'?)" in text
     assert "unknown key `orders.stratgy` (did you mean 'strategy'?)" in text
     assert "unknown key `evalutaion` (did you mean 'evaluation'?)" in text
-    assert "`orders.count`: input should be greater than or equal to 2; got 1" in text
+    assert "`orders.count`: input should be greater than or equal to 1; got 0" in text
 
 
 @pytest.mark.parametrize(

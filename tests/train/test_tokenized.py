@@ -154,3 +154,12 @@ def test_balance_of_rotations_is_by_design_and_of_random_orders_on_average():
     assert drawn.once_each == pytest.approx(math.factorial(4) / 4**4, abs=0.03)
     assert drawn.never_met == pytest.approx(0.75**4, abs=0.03)
     assert max(map(abs, drawn.correlation)) < 4 / math.sqrt(3999)
+
+
+def test_one_order_has_nothing_to_be_compared_with(tmp_path: Path, write_experiment: Write):
+    write_experiment(orders={"count": 1}, sft={"num_train_epochs": 1})
+    output, shown = _preview(tmp_path)
+    assert "1 order of 40 samples, 1 epoch, strategy random" in output
+    assert "Correlation and balance compare orders, and `orders.count` is 1." in output
+    assert shown["balance"] == {}
+    assert _preview(tmp_path, "--set", "orders.count=3")[1]["count"] == 3

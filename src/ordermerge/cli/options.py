@@ -16,6 +16,14 @@ RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
 
+SET = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set a key otherwise than the file does, such as sft.learning_rate=1e-4; repeatable.",
+)
+
 
 def _set_waiting(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     from ordermerge.locks import waits

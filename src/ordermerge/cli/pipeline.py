@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import RUNS_DIR, WAIT, user_errors
+from ordermerge.cli.options import RUNS_DIR, SET, WAIT, user_errors
 from ordermerge.stages import STAGES
 
 
@@ -16,17 +16,18 @@ from ordermerge.stages import STAGES
     type=click.Choice(STAGES),
     help="Redo this stage and those after it, even if they are done.",
 )
+@SET
 @RUNS_DIR
 @WAIT
 @user_errors
-def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> None:
+def run(experiment: Path, dry_run: bool, force: str | None, changes: tuple[str, ...], runs_dir: Path) -> None:
     """Train, merge, evaluate and report, as the EXPERIMENT file says.
 
     Run it again to go on after an interruption: what is done is not done twice.
     """
     from ordermerge.commands.run import run_experiment
 
-    run_experiment(experiment, runs_dir, force=force, dry_run=dry_run)
+    run_experiment(experiment, runs_dir, changes=changes, force=force, dry_run=dry_run)
 
 
 @click.command()
@@ -43,6 +44,7 @@ def run(experiment: Path, dry_run: bool, force: str | None, runs_dir: Path) -> N
 @click.option(
     "--gpus-per-order", type=click.FloatRange(0, 1), help="With ray: GPUs of each order. [1 if there are any]"
 )
+@SET
 @RUNS_DIR
 @WAIT
 @user_errors
@@ -52,6 +54,7 @@ def train(
     executor: str,
     cpus_per_order: int | None,
     gpus_per_order: float | None,
+    changes: tuple[str, ...],
     runs_dir: Path,
 ) -> None:
     """Fine-tune the base model once for each order of the data."""
@@ -62,7 +65,7 @@ def train(
     from ordermerge.train.ray_executor import Resources
 
     on_ray = Resources(cpus_per_order or 1, gpus_per_order) if executor == "ray" else None
-    directories = train_experiment(experiment, runs_dir, only=order, on_ray=on_ray)
+    directories = train_experiment(experiment, runs_dir, changes=changes, only=order, on_ray=on_ray)
     for directory in directories if rank() == 0 else []:
         click.echo(directory)
 
@@ -77,15 +80,16 @@ def train(
     help="How many processes will train one order; the strategy `batch` depends on it.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers to this file too.")
+@SET
 @user_errors
-def orders(experiment: Path, processes: int, json_file: Path | None) -> None:
+def orders(experiment: Path, processes: int, json_file: Path | None, changes: tuple[str, ...]) -> None:
     """Show the orders that training will use, and how balanced they are, without training.
 
     The data is loaded and tokenised as training does it, as that decides which samples are left; no model is loaded.
     """
     from ordermerge.commands.orders import show_orders
 
-    show_orders(experiment, processes=processes, json_file=json_file)
+    show_orders(experiment, changes=changes, processes=processes, json_file=json_file)
 
 
 @click.command(
@@ -124,8 +128,9 @@ def merge(arguments: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Of a run directory: read every file that was made, and compare digests.")
+@SET
 @user_errors
-def check(file: Path, deep: bool) -> None:
+def check(file: Path, deep: bool, changes: tuple[str, ...]) -> None:
     """Check a mergekit recipe or an experiment FILE, or that a run directory's files are as they were made.
 
     All problems are reported at once.
@@ -133,6 +138,8 @@ def check(file: Path, deep: bool) -> None:
     from ordermerge.errors import UserError
 
     if file.is_dir():
+        if changes:
+            raise click.UsageError("--set goes with an experiment file")
         from ordermerge.commands.check_run import check_run
 
         problems, old = check_run(file, deep=deep)
@@ -147,5 +154,5 @@ def check(file: Path, deep: bool) -> None:
         raise click.UsageError("--deep goes with a run directory")
     from ordermerge.commands.run import check_file
 
-    kind = check_file(file)
+    kind = check_file(file, changes)
     click.echo(f"{file}: the {kind} is well-formed")

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, counted
 from ordermerge.files import write_json
 from ordermerge.train.balance import balance, correlations, mean_positions, positions
 from ordermerge.train.orders import STRATEGIES, epoch_fingerprints
@@ -26,20 +27,21 @@ BINS = 8
 MOST_COLUMNS = 12
 
 
-def show_orders(path: Path, *, processes: int = 1, json_file: Path | None = None) -> None:
+def show_orders(path: Path, *, changes: Sequence[str] = (), processes: int = 1, json_file: Path | None = None) -> None:
     """Print an experiment's orders, exactly as training will lay them.
 
     Args:
         path: The experiment file.
+        changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
         processes: How many processes will train one order.
         json_file: Where to write the numbers too.
 
     Raises:
         UserError: For problems in the parts of the experiment that the orders depend on.
     """
-    experiment = load_experiment(path)
+    experiment = load_experiment(path, changes)
     if problems := check_training(experiment):
-        raise UserError(problems, where=path)
+        raise UserError(problems, where=described(path, changes))
     prepared = preview_orders(experiment, processes=processes)
     summary = summarise(experiment, prepared)
     if json_file is not None:
@@ -48,7 +50,7 @@ def show_orders(path: Path, *, processes: int = 1, json_file: Path | None = None
 
 
 def summarise(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
-    """Return the numbers of a preview; those of `balance` compare the strategies on the same samples.
+    """Return the numbers of a preview; those of `balance` compare the strategies, and take two orders.
 
     Args:
         experiment: The experiment.
@@ -77,7 +79,9 @@ def summarise(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "correlations": correlations(places).tolist(),
         "bin_rows": [int(part[0]) for part in prepared.sample_ids.tensor_split(bins)],
         "mean_positions": mean_positions(places, bins).tolist(),
-        "balance": {name: asdict(balance(found)) for name, found in {**compared, section.strategy: places}.items()},
+        "balance": {name: asdict(balance(found)) for name, found in {**compared, section.strategy: places}.items()}
+        if count > 1
+        else {},
     }
 
 
@@ -87,8 +91,9 @@ def _print(summary: dict[str, Any]) -> None:
         console.width = 200
     count, samples = summary["count"], summary["samples"]
     lines = [
-        f"{summary['name']}: {count} orders of {samples:,} samples, {summary['epochs']} epochs, strategy "
-        f"{summary['strategy']}, seed {summary['seed']}, {summary['batch_size']} samples per optimizer step",
+        f"{summary['name']}: {counted(count, 'order')} of {counted(samples, 'sample')}, "
+        f"{counted(summary['epochs'], 'epoch')}, strategy {summary['strategy']}, seed "
+        f"{summary['seed']}, {summary['batch_size']} samples per optimizer step",
         f"As training will use them: the data is prepared ({summary['dropped']} samples dropped, "
         f"{summary['truncated']} cut to max_length), and the fingerprints are those that order.json will hold.",
     ]
@@ -98,9 +103,12 @@ def _print(summary: dict[str, Any]) -> None:
             "order's tail."
         )
     tables = [_fingerprint_table(summary), _heat_map(summary)]
-    if count <= MOST_COLUMNS:
+    if 1 < count <= MOST_COLUMNS:
         tables.append(_correlation_table(summary))
-    tables.append(_balance_table(summary))
+    if count > 1:
+        tables.append(_balance_table(summary))
+    else:
+        lines.append("Correlation and balance compare orders, and `orders.count` is 1.")
     for line in lines:
         console.print(Text(line), soft_wrap=True)
     for title, table in tables:

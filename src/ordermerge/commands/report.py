@@ -11,7 +11,7 @@ import yaml
 
 from ordermerge.commands.html import html_page
 from ordermerge.config.schema import MADE_WITH, Experiment
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, counted
 from ordermerge.eval.comparison.curve import FIGURE as CURVE_FIGURE
 from ordermerge.eval.comparison.curve import FILE as CURVE
 from ordermerge.eval.comparison.curve import NOTE, load_curves, markdown_curve
@@ -215,16 +215,17 @@ def _fenced(text: str, language: str = "") -> str:
 def _models(experiment: Experiment) -> str:
     orders, count = experiment.orders, experiment.orders.count
     drawn = f"seed {orders.seed}" if orders.file is None else f"from {markdown_text(orders.file)}"
+    names = f"`order_0` to `order_{count - 1}`: sub-models, one for each" if count > 1 else "`order_0`: the sub-model"
     lines = [
         f"- `base`: {markdown_text(experiment.model.path)}, before fine-tuning",
-        f"- `order_0` to `order_{count - 1}`: sub-models, one for each of {count} orders of the same data "
-        f"(strategy `{orders.strategy}`, {drawn})",
+        f"- {names} of {counted(count, 'order')} of the same data (strategy `{orders.strategy}`, {drawn})",
     ]
     for name, recipe in experiment.merges.items():
-        lines.append(f"- `{name}`: the {count} sub-models merged with {markdown_text(str(recipe.get('merge_method')))}")
+        method = markdown_text(str(recipe.get("merge_method")))
+        lines.append(f"- `{name}`: the {counted(count, 'sub-model')} merged with {method}")
     if experiment.evaluation and experiment.evaluation.ensemble:
         lines.append(
-            f"- `{ENSEMBLE}`: the mean of the {count} sub-models' token probabilities; it costs {count} at inference"
+            f"- `{ENSEMBLE}`: the mean of {count} sub-models' token probabilities; it costs {count} at inference"
         )
     return "\n".join(lines)
 
@@ -241,7 +242,7 @@ def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
             f" All share the first {shared:.0%} of their steps, so that {len(orders)} cost {share * len(orders):.3g} "
             "trainings."
         )
-    if not experiment.merges:
+    if not experiment.merges or len(orders) == 1:
         return single
     return (
         f"{single} A merged model used all {len(orders)}: {consumed:,} samples, {seconds:,.0f} s. One run on as many "
@@ -251,8 +252,11 @@ def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
 
 def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    sets = [word for one in made.get("set") or [] for word in ("--set", str(one))]
     commands = [
-        shlex.join(["ordermerge", "run", _typed(Path(str(made["file"]))), "--runs-dir", _typed(run_directory.parent)]),
+        shlex.join(
+            ["ordermerge", "run", _typed(Path(str(made["file"]))), *sets, "--runs-dir", _typed(run_directory.parent)]
+        ),
         shlex.join(["ordermerge", "report", _typed(run_directory)]),
     ]
     lines = [

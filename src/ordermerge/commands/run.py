@@ -17,6 +17,7 @@ from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_expe
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.commands.run_comparison import compare_run
+from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.errors import UserError
@@ -46,12 +47,15 @@ from ordermerge.train.sft import check_training, choose_orders, train_orders, tr
 from ordermerge.yaml_json import read_yaml
 
 
-def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_run: bool = False) -> None:
+def run_experiment(
+    path: Path, runs_dir: Path, *, changes: Sequence[str] = (), force: str | None = None, dry_run: bool = False
+) -> None:
     """Do what of an experiment is not done yet, and write the report.
 
     Args:
         path: The experiment file.
         runs_dir: Holds the run directories.
+        changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
         force: A stage to do again; what needs it follows where it comes out different.
         dry_run: Check everything that can be checked, print the plan, and change nothing.
 
@@ -63,9 +67,9 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
             "`ordermerge run` is for one process; train over several with `accelerate launch -m ordermerge train "
             f"{path}`, then start `ordermerge run` without a launcher: it goes on with the merges"
         )
-    experiment = load_experiment(path)
+    experiment = load_experiment(path, changes)
     if problems := check_experiment(experiment, read_data=dry_run):
-        raise UserError(problems, where=path)
+        raise UserError(problems, where=described(path, changes))
     run_directory = (runs_dir / experiment.name).resolve()
     plan = make_plan(experiment, run_directory)
     todo = plan.todo(force)
@@ -73,17 +77,23 @@ def run_experiment(path: Path, runs_dir: Path, *, force: str | None = None, dry_
     if dry_run:
         return
     with failure_noted(run_directory):
-        _carry_out(plan, path, force)
+        _carry_out(plan, path, changes, force)
 
 
 def train_experiment(
-    path: Path, runs_dir: Path, *, only: int | None = None, on_ray: Resources | None = None
+    path: Path,
+    runs_dir: Path,
+    *,
+    changes: Sequence[str] = (),
+    only: int | None = None,
+    on_ray: Resources | None = None,
 ) -> list[Path]:
     """Train an experiment's sub-models, or one of them.
 
     Args:
         path: The experiment file.
         runs_dir: Holds the run directories.
+        changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
         only: The one order to train.
         on_ray: Train on a Ray cluster, each order with these resources; here, one after another, if not given.
 
@@ -93,45 +103,48 @@ def train_experiment(
     Raises:
         UserError: For problems in the parts of the experiment that training uses.
     """
-    experiment = load_experiment(path)
+    experiment = load_experiment(path, changes)
     if problems := check_training(experiment) or check_base(experiment):
-        raise UserError(problems, where=path)
+        raise UserError(problems, where=described(path, changes))
     run_directory = (runs_dir / experiment.name).resolve()
-    on_main(lambda: _begin_training(experiment, path, run_directory, only))
+    on_main(lambda: _begin_training(experiment, path, changes, run_directory, only))
     with failure_noted(run_directory):
         if on_ray is not None:
             return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
         return train_orders(experiment, run_directory, only=only)
 
 
-def check_file(path: Path) -> str:
+def check_file(path: Path, changes: Sequence[str] = ()) -> str:
     """Check a recipe or an experiment, whichever the file is, and return which it is.
 
     Args:
         path: The YAML file.
+        changes: Keys of an experiment to set otherwise than the file does, `KEY=VALUE` each.
 
     Raises:
         UserError: With every problem found.
     """
     content = read_yaml(path)
     if "merge_method" in content:
+        if changes:
+            raise UserError(f"{path}: is a recipe; `--set` changes keys of experiments only, so edit the file")
         kind, problems = "recipe", check_recipe(content)
     else:
-        kind, problems = "experiment", check_experiment(load_experiment(path))
+        kind, problems = "experiment", check_experiment(load_experiment(path, changes))
     if problems:
-        raise UserError(problems, where=path)
+        raise UserError(problems, where=described(path, changes))
     for warning in recipe_warnings(content) if kind == "recipe" else []:
         click.echo(f"warning: {warning}", err=True)
     return kind
 
 
-def _carry_out(plan: Plan, path: Path, force: str | None) -> None:
+def _carry_out(plan: Plan, path: Path, changes: Sequence[str], force: str | None) -> None:
     for step in plan.steps:
         if step.stage == force:
             with lock(step.output):
                 (step.output / step.marker).unlink(missing_ok=True)
                 clear_leftovers(step.output)
-    _write_resolved(plan.experiment, path, plan.run_directory)
+    _write_resolved(plan.experiment, path, changes, plan.run_directory)
     rows: list[Row] = []
     for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
         rows = _CARRY_OUT[stage](plan, list(steps)) or rows
@@ -160,16 +173,18 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
             return  # the models are the same in all of them
 
 
-def _begin_training(experiment: Experiment, path: Path, run_directory: Path, only: int | None) -> None:
+def _begin_training(
+    experiment: Experiment, path: Path, changes: Sequence[str], run_directory: Path, only: int | None
+) -> None:
     """Refuse what training would refuse, and only then note what is trained."""
     unfinished(choose_orders(experiment, run_directory, only))
-    _write_resolved(experiment, path, run_directory)
+    _write_resolved(experiment, path, changes, run_directory)
 
 
-def _write_resolved(experiment: Experiment, path: Path, run_directory: Path) -> None:
+def _write_resolved(experiment: Experiment, path: Path, changes: Sequence[str], run_directory: Path) -> None:
     """Note what the run is of, and remove what killed processes left, if nothing can go on with it."""
     resolved = experiment.model_dump(mode="json", exclude_none=True)
-    noted = {"file": str(path.resolve()), **record(path.resolve().parent)}
+    noted = {"file": str(path.resolve()), "set": list(changes), **record(path.resolve().parent)}
     text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
     with lock(run_directory / EXPERIMENT, wait=True):
         write_text(run_directory / EXPERIMENT, text)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ordermerge.config.changes import change, described
 from ordermerge.config.schema import (
     EVALUATION_OWNED,
     MADE_WITH,
@@ -21,11 +22,12 @@ from ordermerge.errors import UserError, did_you_mean, quoted
 from ordermerge.yaml_json import read_yaml
 
 
-def load_experiment(path: Path) -> Experiment:
+def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     """Read and check an experiment file.
 
     Args:
         path: The YAML file; or the resolved one of a run directory, whose relative paths start where the original's do.
+        changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
 
     Returns:
         The experiment, with defaults filled in, and with absolute paths for the files and folders that are there: found
@@ -39,14 +41,15 @@ def load_experiment(path: Path) -> Experiment:
     original = path.resolve()
     if _is_record(content.get(MADE_WITH)):
         original = Path(content.pop(MADE_WITH)["file"])
+    content, where = change(content, changes), described(path, changes)
     # `directory` is ours to fill in; as a key of the file it is unknown like any other.
     ours = [f"unknown key `directory`{did_you_mean('directory', _keys_at(()))}"] if "directory" in content else []
     try:
         experiment = Experiment.model_validate({**content, "directory": original.parent})
     except ValidationError as error:
-        raise UserError([*ours, *(_sentence(detail) for detail in error.errors())], where=path) from None
+        raise UserError([*ours, *(_sentence(detail) for detail in error.errors())], where=where) from None
     if ours:
-        raise UserError(ours, where=path)
+        raise UserError(ours, where=where)
     return _with_absolute_paths(experiment)
 
 

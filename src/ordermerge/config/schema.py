@@ -92,14 +92,14 @@ class OrdersSection(Section):
     """The K training orders.
 
     Attributes:
-        count: K, the number of sub-models.
+        count: K, the number of sub-models; 1 is the plain fine-tuning to compare with.
         strategy: How the orders differ.
         seed: Names the orders.
         file: The user's own orders, for the strategy `file`: a safetensors or JSON file, or a run's `orders` folder.
         branch_at: How many optimizer steps, or which fraction of them, all orders share; None for none.
     """
 
-    count: Annotated[int, Field(ge=2, le=1000)]
+    count: Annotated[int, Field(ge=1, le=1000)]
     strategy: Literal["random", "batch", "rotate", "file"] = "random"
     seed: int = 0
     file: str | None = None
@@ -235,6 +235,13 @@ class Experiment(Section):
     merges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_absent(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if value is not None or key not in cls.model_fields}
 
     @property
     def saves_adapters(self) -> bool:
