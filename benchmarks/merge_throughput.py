@@ -305,6 +305,11 @@ def choose_cases(methods: str | None) -> list[Case]:
     return [*FLOORS, *(case for case in measurable if case.name in {*wanted, "linear"})]
 
 
+def save(results: dict[str, Any], store: Path) -> None:
+    """Write what was measured."""
+    store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 @click.command(help=(__doc__ or "").split("\n")[0])
 @click.option("--parameters", default="270M", help="Parameters of a model, such as 270M or 1B.")
 @click.option("--models", "count", default=5, help="Number of sub-models.")
@@ -347,8 +352,9 @@ def main(
                 inputs = {case.name: count + case.base for case in cases}
                 about = {"models": count, "dtype": dtype, "inputs_read": inputs, "machine": machine()}
                 results[name] = about | parts[name]()
+                save(results, store)  # before the report, which a part of an earlier form would end
             results["report"] = write_report(results, out)
-            store.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            save(results, store)
     click.echo(results["report"])
 
 
