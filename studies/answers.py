@@ -1,0 +1,155 @@
+"""Answer a study's questions from its committed results: tables and the figure of score against price.
+
+    python studies/answers.py studies/price
+
+Reads `questions.yml` and `results/`; writes `answers.md`, `answers.json`, `price.png`, `.svg` and `.csv` there. A contrast is the mean score of some models less that of others, by family and document. Families and documents
+are both drawn from larger populations, so the variance of the mean over F families and n documents is
+
+    s_F^2 / F + s_n^2 / n - s^2 / (F n)
+
+with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 of the single values (the two-way random
+effects of Owen and Eckles, "Bootstrapping data arrays of arbitrary order", 2012, in moments). Student's t has the F - 1
+degrees of freedom of the families, which is cautious. p-values are corrected for the number of questions (Holm).
+"""
+
+import argparse
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+from scipy.stats import norm, t
+
+from ordermerge.eval.figures import COLOURS, save_figure
+from ordermerge.eval.statistics import LEVEL, POWER, holm
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a study says about one question.
+
+    Attributes:
+        name: The question.
+        difference: Mean score of the first models less that of the others.
+        low: Lower end of the interval over families and documents.
+        high: Upper end.
+        p_value: Two-sided, of a difference of 0, corrected for the study's number of questions.
+        detectable: The smallest true difference found with a chance of 80 %, before that correction.
+        families: The families it was measured on.
+        documents: The documents of each.
+    """
+
+    name: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    detectable: float
+    families: int
+    documents: int
+
+
+def read_documents(results: Path) -> dict[str, np.ndarray]:
+    """Return each model's scores: uint8 of shape [families, documents], by `experiment/model`."""
+    with open(results / "scores.csv", encoding="utf-8", newline="") as file:
+        counts = {int(row["documents"]) for row in csv.DictReader(file)}
+    (count,) = counts
+    found: dict[str, dict[int, np.ndarray]] = {}
+    with np.load(results / "documents.npz") as arrays:
+        for key, packed in arrays.items():
+            experiment, family, model = key.split("/", 2)
+            found.setdefault(f"{experiment}/{model}", {})[int(family)] = np.unpackbits(packed, count=count)
+    return {name: np.stack([families[k] for k in sorted(families)]) for name, families in found.items()}
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Return the standard error of the mean of values by family and document, shape [F, n], both at random."""
+    families, documents = values.shape
+    variance = values.mean(axis=1).var(ddof=1) / families + values.mean(axis=0).var(ddof=1) / documents
+    return float(np.sqrt(max(variance - values.var(ddof=1) / values.size, 0)))
+
+
+def answer(name: str, first: np.ndarray, second: np.ndarray) -> Contrast:
+    """Answer one question.
+
+    Args:
+        name: The question.
+        first: Mean scores of the models asked about, by family and document.
+        second: Of the models that they are held against.
+    """
+    values = first - second
+    families, documents = values.shape
+    difference, error = float(values.mean()), standard_error(values)
+    student = t(families - 1)
+    half, p_value = float(student.ppf((1 + LEVEL) / 2)) * error, float(2 * student.sf(abs(difference) / error))
+    detectable = (float(student.ppf((1 + LEVEL) / 2)) + float(norm.ppf(POWER))) * error
+    return Contrast(name, difference, difference - half, difference + half, p_value, detectable, families, documents)
+
+
+def answers(questions: list[dict], scores: dict[str, np.ndarray]) -> list[Contrast]:
+    """Answer a study's questions, their p-values corrected for their number."""
+
+    def mean(models: list[str]) -> np.ndarray:
+        return np.mean([scores[model] for model in models], axis=0)
+
+    found = [answer(one["name"], mean(one["of"]), mean(one["against"])) for one in questions]
+    corrected = holm([one.p_value for one in found])
+    return [Contrast(**(asdict(one) | {"p_value": p})) for one, p in zip(found, corrected, strict=True)]
+
+
+def price_rows(results: Path, scores: dict[str, np.ndarray], names: dict[str, list[str]]) -> list[tuple]:
+    """Return label, price, mean score and the half-width of its interval over families, for each group of models."""
+    with open(results / "scores.csv", encoding="utf-8", newline="") as file:
+        prices = {f"{row['experiment']}/{row['model']}": float(row["price"]) for row in csv.DictReader(file)}
+    rows = []
+    for label, models in names.items():
+        by_family = np.mean([scores[model] for model in models], axis=0).mean(axis=1)
+        half = t(len(by_family) - 1).ppf((1 + LEVEL) / 2) * by_family.std(ddof=1) / np.sqrt(len(by_family))
+        rows.append((label, prices[models[0]], float(by_family.mean()), float(half)))
+    return sorted(rows, key=lambda row: (row[1], row[2]))
+
+
+def paint(figure: Figure, rows: list[tuple], title: str) -> None:
+    """Draw score against price, a number for each group of models and the key beside."""
+    axes, key = figure.subplots(1, 2, width_ratios=(3, 2))
+    for number, (label, price, score, half) in enumerate(rows, start=1):
+        colour = COLOURS[number % len(COLOURS)]
+        axes.errorbar(price, score, yerr=half, fmt="o", color=colour, capsize=2)
+        axes.annotate(str(number), (price, score), xytext=(5, 3), textcoords="offset points", color=colour)
+        key.text(0, 1 - number / (len(rows) + 1), f"{number}  {label}", fontsize=8, va="center", color=colour)
+    axes.set(xscale="log", xlabel="price, in trainings of one order", ylabel="score", title=title)
+    ticks = sorted({round(row[1], 2) for row in rows})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    key.axis("off")
+    figure.tight_layout()
+
+
+def main() -> None:
+    """Read the study's folder, and write its answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    study = parser.parse_args().study
+    results, asked = study / "results", yaml.safe_load((study / "questions.yml").read_text(encoding="utf-8"))
+    scores = read_documents(results)
+    found = answers(asked["questions"], scores)
+    rows = price_rows(results, scores, asked["prices"])
+    lines = ["| what | price | score |", "|---|--:|--:|"]
+    lines += [f"| {label} | {price:.3g} | {score:.3f} ± {half:.3f} |" for label, price, score, half in rows]
+    lines += ["", "| question | difference | 95 % interval | p (Holm) | detectable |", "|---|--:|--:|--:|--:|"]
+    for one in found:
+        interval = f"{one.low:+.4f} to {one.high:+.4f}"
+        lines.append(f"| {one.name} | {one.difference:+.4f} | {interval} | {one.p_value:.4f} | {one.detectable:.4f} |")
+    (results / "answers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = json.dumps([asdict(one) for one in found], indent=1) + "\n"
+    (results / "answers.json").write_text(text, encoding="utf-8")
+    columns = ("what", "price", "score", "half_width_over_families")
+    save_figure(results / "price", (9, 4.5), lambda figure: paint(figure, rows, asked["title"]), columns, rows)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Run a study: each of its experiments with several independent families of orders; collect the documents' scores.
+
+    python studies/families.py studies/price --families 5 [--runs-dir runs/studies] [--only annealed]
+
+A family is one value of `orders.seed`. What is finished is kept, so an interrupted study goes on. Afterwards
+`results/scores.csv` has each model's score and price, and `results/documents.npz` each model's score of each document
+(0 or 1, eight to a byte), from which `studies/answers.py` makes tables and figures. Weights stay in the runs directory.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ordermerge.commands.prices import run_prices
+from ordermerge.eval.comparison.documents import common_scores, pair
+from ordermerge.eval.comparison.folders import find_scores, read_models
+from ordermerge.run_directory import open_run
+
+COLUMNS = ("experiment", "family", "model", "price", "documents", "score")
+
+
+def run_family(experiment: Path, family: int, runs_dir: Path) -> Path:
+    """Run one experiment with the orders of one family, and return its run directory."""
+    name = f"{experiment.parent.name}_{experiment.stem}_{family}"
+    changes = ["--set", f"name={name}", "--set", f"orders.seed={family}"]
+    command = [sys.executable, "-m", "ordermerge", "run", str(experiment), "--runs-dir", str(runs_dir), *changes]
+    subprocess.run(command, check=True)
+    return runs_dir / name
+
+
+def document_scores(run: Path) -> dict[str, np.ndarray]:
+    """Return, for each model of a run, its score of each document, 0 or 1: uint8 of shape [documents]."""
+    models = read_models(find_scores(str(run)))
+    key, *others = common_scores(models)
+    if others:
+        raise SystemExit(f"{run}: a study has one task with one metric; this has {len(others) + 1}")
+    values = pair(models, [model.rows[key] for model in models]).values
+    if not np.isin(values, (0, 1)).all():
+        raise SystemExit(f"{run}: {key[1]} is not 0 or 1 for each document")
+    names = [model.name.removeprefix(f"{run}/") for model in models]
+    return dict(zip(names, values.T.astype(np.uint8), strict=True))
+
+
+def main() -> None:
+    """Read the command line, run what is not done, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="a folder of experiment files")
+    parser.add_argument("--families", type=int, default=5)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--only", action="append", help="an experiment's name, without .yml; all, if not given")
+    arguments = parser.parse_args()
+    found = sorted(path for path in arguments.study.glob("*.yml") if path.stem in (arguments.only or [path.stem]))
+    rows: list[tuple[object, ...]] = []
+    documents: dict[str, np.ndarray] = {}
+    for family in range(arguments.families):
+        for experiment in found:
+            run = run_family(experiment, family, arguments.runs_dir)
+            prices = run_prices(open_run(run), run)
+            for model, scores in document_scores(run).items():
+                price = f"{prices[model]:.4g}"
+                rows.append((experiment.stem, family, model, price, len(scores), f"{scores.mean():.6f}"))
+                documents[f"{experiment.stem}/{family}/{model}"] = np.packbits(scores)
+    results = arguments.study / "results"
+    results.mkdir(exist_ok=True)
+    with open(results / "scores.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, *rows])
+    np.savez_compressed(results / "documents.npz", **documents)
+
+
+if __name__ == "__main__":
+    main()
