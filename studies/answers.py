@@ -2,7 +2,8 @@
 
     python studies/answers.py studies/price
 
-Reads `questions.yml` and `results/`; writes `answers.md`, `answers.json`, `price.png`, `.svg` and `.csv` there. A contrast is the mean score of some models less that of others, by family and document. Families and documents
+Reads `questions.yml` and `results/`, where it writes `answers.md`, `answers.json` and `price.png`, `.svg` and `.csv`.
+A contrast is the mean score of some models less that of others, by family and document. Families and documents
 are both drawn from larger populations, so the variance of the mean over F families and n documents is
 
     s_F^2 / F + s_n^2 / n - s^2 / (F n)
