@@ -1,6 +1,7 @@
 """The samples as they are trained on, tokenised and cut, and the orders over them."""
 
 import dataclasses
+import math
 import re
 import tempfile
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from ordermerge.config.schema import Experiment
 from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint
+from ordermerge.ingredients import ingredients_of
 from ordermerge.train import distributed
 from ordermerge.train.base_model import load_tokenizer, model_outline
+from ordermerge.train.checkpointing import plan_saves
 from ordermerge.train.order_file import given_orders
 from ordermerge.train.orders import STRATEGIES, branch_orders, branch_step, check_distinct, epoch_fingerprints
 from ordermerge.train.samples import SAMPLE_ID, Samples, load_samples
-from ordermerge.train.sft_config import check_sft, make_config
+from ordermerge.train.sft_config import FIELDS, check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer
 
 # The fields that the prepared data or the orders depend on. The others are left out, as some (FSDP, DeepSpeed, loggers)
@@ -129,6 +132,7 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
     orders = _lay_orders(experiment, samples, ids, epochs, batch, steps)
     truncated = len(trainer.truncated_ids.intersection(ids.tolist()))
     branch = branch_step(experiment.orders.branch_at, epochs * steps)
+    _check_merges(experiment, epochs, steps)
     return Prepared(train, trainer.eval_dataset, ids, orders, batch, branch, dropped, truncated)
 
 
@@ -291,6 +295,35 @@ def preview_orders(experiment: Experiment, *, processes: int = 1) -> Prepared:
     with quiet(), tempfile.TemporaryDirectory() as logs:
         trainer = data_trainer(experiment, dataclasses.replace(samples, validation=None), tokenizer, Path(logs))
         return prepare(experiment, samples, trainer, processes=processes)
+
+
+def _check_merges(experiment: Experiment, epochs: int, steps: int) -> None:
+    """Refuse merges of models that an order will not keep; `steps` are the optimizer steps of an epoch."""
+    kept = [*sorted(plan_saves(experiment.checkpoints, epochs * steps, epochs).kept), epochs * steps]
+    for name, merge in experiment.merges.items():
+        chosen = ingredients_of(experiment, name)
+        needed = chosen.steps(kept)
+        if not chosen.along or "validation_loss" not in (merge.get("weights") or ()):
+            continue
+        if missing := [step for step in needed if step % _evaluated_every(experiment, epochs, steps)]:
+            raise UserError(
+                f"merges.{name}.weights: needs the validation losses after steps {_listed(needed)}, and there will be "
+                f"none after {_listed(missing)}; set `sft.eval_strategy: steps`, and `eval_steps` so that it divides "
+                "them"
+            )
+
+
+def _evaluated_every(experiment: Experiment, epochs: int, steps: int) -> int:
+    """Return after how many optimizer steps each evaluation comes, as transformers has it."""
+    if str(experiment.sft.get("eval_strategy")) == "epoch":
+        return steps
+    given = (experiment.sft.get(name) for name in ("eval_steps", "logging_steps"))
+    every = FIELDS.convert("logging_steps", next(filter(None, given), SFTConfig.logging_steps))
+    return int(every) if every >= 1 else math.ceil(every * epochs * steps)
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 def _lay_orders(

@@ -38,11 +38,23 @@ class LossAt(TypedDict):
     loss: float
 
 
+class Kept(TypedDict):
+    """A model that was kept along the training.
+
+    Attributes:
+        step: After which step.
+        folder: Below the order's.
+    """
+
+    step: int
+    folder: str
+
+
 @with_config(ConfigDict(extra="allow"))
 class OrderRecord(TypedDict):
-    """What is read again of `order.json`."""
+    """What is read again of `order.json`; a trunk is of no order."""
 
-    order: int
+    order: int | None
     batch_size: Annotated[int, Field(gt=0)]
     dataset_fingerprint: str | None
     steps: int
@@ -51,6 +63,7 @@ class OrderRecord(TypedDict):
     losses: list[LossAt]
     eval_losses: list[LossAt]
     branch: NotRequired[int | None]
+    checkpoints: NotRequired[list[Kept]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import ModelCard
 
 from ordermerge.cli import main
-from ordermerge.commands.recipes import loss_weights
+from ordermerge.commands.coefficients import loss_weights
 from ordermerge.eval.comparison.record import load_comparison
 from ordermerge.eval.scoring.saved import load_rows
 

@@ -21,6 +21,7 @@ from ordermerge.eval.scoring.saved import load_scores
 from ordermerge.eval.scoring.score import evaluation_steps, score_models
 from ordermerge.eval.scoring.table import Row
 from ordermerge.files import write_json
+from ordermerge.ingredients import ingredients_of
 from ordermerge.provenance import versions
 from ordermerge.run_directory import curve_folder, evaluation_folder, open_run, order_folder, order_name
 from ordermerge.stages import Step, unfinished
@@ -146,10 +147,11 @@ def subset_merges(plan: Plan, name: str | None = None) -> SubsetMerges:
 
     Args:
         plan: The run's plan.
-        name: The merge; the first one, if not given.
+        name: The merge; the first one of the orders' ends, if not given.
 
     Raises:
-        UserError: If the merge is unknown or of fewer than 2 orders, or nothing is scored in this run.
+        UserError: If the merge is unknown, of fewer than 2 orders or of checkpoints along the training, or nothing is
+            scored in this run.
     """
     merges = {step.name: step for step in plan.steps if isinstance(step, MergeStep)}
     settings = plan.experiment.evaluation
@@ -157,7 +159,14 @@ def subset_merges(plan: Plan, name: str | None = None) -> SubsetMerges:
         raise UserError(f"{plan.run_directory}: a curve needs `merges` and `evaluation` in the experiment")
     if name is not None and name not in merges:
         raise UserError(f"--merge {name}: no such merge in this run{did_you_mean(name, list(merges))}")
-    merge = merges[name or next(iter(merges))]
+    of_ends = [one for one in merges if not ingredients_of(plan.experiment, one).along]
+    name = name or next(iter(of_ends), next(iter(merges)))
+    if name not in of_ends:
+        raise UserError(
+            f"--merge {name}: a curve adds order to order, and this merge adds checkpoints along the training; choose "
+            f"a merge of the orders' ends ({', '.join(of_ends) or 'there is none in this run'})"
+        )
+    merge = merges[name]
     folders = {order: order_folder(plan.run_directory, order) for order in range(plan.experiment.orders.count)}
     orders = [order for order in folders if len(_kept(merge.recipe, [folders[order]])) < len(merge.recipe["models"])]
     if len(orders) < 2:
@@ -177,6 +186,9 @@ def leave_one_out(plan: Plan) -> dict[str, list[Scores]]:
     for name in [step.name for step in plan.steps if isinstance(step, MergeStep)]:
         file = curve_folder(plan.run_directory, name) / FILE
         if not file.is_file():
+            continue
+        if ingredients_of(plan.experiment, name).along:  # it was of the orders' ends once
+            file.unlink()
             continue
         merges = subset_merges(plan, name)
         count = len(merges.orders)

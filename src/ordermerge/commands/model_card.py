@@ -12,7 +12,7 @@ from ordermerge.config.schema import Experiment
 from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
 from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
-from ordermerge.run_directory import evaluation_folder, merge_folder, open_run
+from ordermerge.run_directory import CHECKPOINTS, evaluation_folder, merge_folder, open_run
 
 CARD = "README.md"
 _RESULTS = "<!-- results: rewritten by `ordermerge card` -->"
@@ -111,11 +111,13 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
 
 
 def _without_places(card: str, config: MergeConfiguration) -> str:
-    """Return a card with the absolute paths of local models shortened to their last two parts."""
+    """Return a card with the absolute paths of local models shortened to their last two parts, or from `orders` on."""
     parts = [part for model in config.referenced_models() for part in (model.model, model.lora) if part]
     places = {part.path for part in parts if Path(part.path).is_absolute()}
     for place in sorted(places, key=len, reverse=True):
-        card = card.replace(place, "/".join(Path(place).parts[-2:]).lstrip("/"))
+        folder = Path(place)
+        kept = 4 if folder.parent.name == CHECKPOINTS else 2  # orders/K/checkpoints/step-N
+        card = card.replace(place, "/".join(folder.parts[-kept:]).lstrip("/"))
     return card
 
 

@@ -17,6 +17,7 @@ from ordermerge.eval.scoring.checks import check_evaluation
 from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
+from ordermerge.ingredients import ingredients_of
 from ordermerge.merge_methods.recipe_check.check import check_recipe, recipe_fit
 from ordermerge.models import MERGE_MARKER, identity, model_folder, model_problem
 from ordermerge.run_directory import (
@@ -66,13 +67,13 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         if "models" in experiment.merges[name]:
             problems.append(f"merges.{name}: leave out `models`; `run` fills in the sub-models")
         try:
-            recipe = complete_recipe(experiment, Path(), name)
+            recipe = complete_recipe(experiment, Path(), name, planned=True)
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
         options = MergeOptions(**merge_options(experiment, recipe))
         found = check_recipe(recipe, models_exist=False, options=options, by_name=None, stand_in=there.get(BASE))
-        if "weights" in experiment.merges[name] and not _validates(experiment):
+        if "validation_loss" in (experiment.merges[name].get("weights") or ()) and not _validates(experiment):
             problems.append(
                 f"merges.{name}.weights: needs a validation loss of each order; give `data.validation`, and "
                 "`sft.eval_strategy: epoch`"
@@ -162,21 +163,23 @@ def make_plan(experiment: Experiment, run_directory: Path) -> Plan:
 
 
 def _merge_step(experiment: Experiment, run_directory: Path, name: str, orders: Sequence[Step]) -> MergeStep:
-    """Return the step of a merge: made from the orders, its part of the experiment, and what its base model holds."""
-    recipe = complete_recipe(experiment, run_directory, name)
+    """Return the step of a merge: made from its orders, its part of the experiment, and what its base model holds."""
+    recipe = complete_recipe(experiment, run_directory, name, planned=True)
     given = {key: value for key, value in experiment.merges[name].items() if key != "base_model"}
     inputs: dict[str, Any] = {"recipe": given, "dtype": experiment.model.dtype}
     if "base_model" in recipe:
         inputs["base"] = identity(str(experiment.merges[name].get("base_model") or experiment.model.reference))
     out, options = merge_folder(run_directory, name), merge_options(experiment, recipe)
-    return MergeStep("merge", name, out, MERGE_MARKER, inputs, tuple(orders), recipe, options)
+    needs = tuple(orders[order] for order in ingredients_of(experiment, name).orders)
+    return MergeStep("merge", name, out, MERGE_MARKER, inputs, needs, recipe, options)
 
 
 def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     """Return the roles of an experiment's models.
 
-    The weighted average is the first merge with mergekit's method `linear`. The best sub-model is chosen by the last
-    validation loss of its training, if all have one (`data.validation`, and `eval_strategy` in `sft`).
+    The weighted average is the first merge with mergekit's method `linear` and without `ingredients`. The best
+    sub-model is chosen by the last validation loss of its training, if all have one (`data.validation`, and
+    `eval_strategy` in `sft`).
 
     Args:
         experiment: The experiment.
@@ -186,7 +189,8 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     single, folders = [order_name(k) for k in orders], [order_folder(run_directory, k) for k in orders]
     last = {name: last_validation_loss(folder) for name, folder in zip(single, folders, strict=True)}
     losses = {name: loss for name, loss in last.items() if loss is not None}
-    averages = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
+    linear = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
+    averages = [name for name in linear if "ingredients" not in experiment.merges[name]]
     return Roles(
         single=single,
         merged=[*experiment.merges, *([ENSEMBLE] if experiment.evaluation and experiment.evaluation.ensemble else [])],

@@ -25,6 +25,7 @@ from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
 from ordermerge.eval.tables import markdown_text
 from ordermerge.files import write_text
+from ordermerge.ingredients import models_in_words
 from ordermerge.locks import lock
 from ordermerge.run_directory import (
     ENSEMBLE,
@@ -36,6 +37,7 @@ from ordermerge.run_directory import (
     open_run,
     order_folder,
     order_record,
+    recipe_file,
     scored_models,
 )
 from ordermerge.yaml_json import read_json, read_yaml
@@ -75,7 +77,7 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
         "Number of orders": _curves(experiment, run_directory, pictures),
         "Learning curves": _learning(run_directory, orders, pictures),
         "Position of samples": _imbalance(run_directory, pictures),
-        "Models": _models(experiment),
+        "Models": _models(experiment, run_directory),
         "Cost": _cost(experiment, orders),
         "Reproduce": _reproduce(run_directory, made) if made else "",
         "Experiment": _fenced(yaml.safe_dump(resolved, sort_keys=False), "yaml"),
@@ -212,7 +214,7 @@ def _fenced(text: str, language: str = "") -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _models(experiment: Experiment) -> str:
+def _models(experiment: Experiment, run_directory: Path) -> str:
     orders, count = experiment.orders, experiment.orders.count
     drawn = f"seed {orders.seed}" if orders.file is None else f"from {markdown_text(orders.file)}"
     names = f"`order_0` to `order_{count - 1}`: sub-models, one for each" if count > 1 else "`order_0`: the sub-model"
@@ -221,8 +223,10 @@ def _models(experiment: Experiment) -> str:
         f"- {names} of {counted(count, 'order')} of the same data (strategy `{orders.strategy}`, {drawn})",
     ]
     for name, recipe in experiment.merges.items():
-        method = markdown_text(str(recipe.get("merge_method")))
-        lines.append(f"- `{name}`: the {counted(count, 'sub-model')} merged with {method}")
+        what = f"the {counted(count, 'sub-model')}"
+        if recipe.keys() & {"ingredients", "weights"} and (written := recipe_file(run_directory, name)).is_file():
+            what = markdown_text(models_in_words(read_yaml(written)["models"]))
+        lines.append(f"- `{name}`: {what} merged with {markdown_text(str(recipe.get('merge_method')))}")
     if experiment.evaluation and experiment.evaluation.ensemble:
         lines.append(
             f"- `{ENSEMBLE}`: the mean of {count} sub-models' token probabilities; it costs {count} at inference"

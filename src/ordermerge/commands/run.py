@@ -199,11 +199,11 @@ def _train(plan: Plan, steps: Sequence[Step]) -> None:
 
 
 def _merge(plan: Plan, steps: Sequence[Step]) -> None:
+    # Once more: which checkpoints there are, and weights that come from validation losses, are known now.
+    recipes = {step.name: complete_recipe(plan.experiment, plan.run_directory, step.name) for step in steps}
     with adapter_cache(plan.run_directory) as cache:
         for step in cast(Sequence[MergeStep], steps):
-            recipe_path = recipe_file(plan.run_directory, step.name)
-            # Once more: the weights that come from validation losses are known now.
-            recipe = complete_recipe(plan.experiment, plan.run_directory, step.name)
+            recipe_path, recipe = recipe_file(plan.run_directory, step.name), recipes[step.name]
             by_name = by_name_reason(step, plan.experiment.model.reference) is not None
             write_recipe(recipe, recipe_path, step.output, step.options, by_name=by_name)
             if step.is_done():

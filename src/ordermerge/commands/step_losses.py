@@ -19,6 +19,7 @@ from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint, write_json
 from ordermerge.folders import scratch_directory
+from ordermerge.ingredients import ingredients_of
 from ordermerge.models import identity
 from ordermerge.provenance import record
 from ordermerge.run_directory import CHECKPOINTS, TRUNK, open_run, order_folder, order_name, order_record, steps_file
@@ -89,7 +90,7 @@ def _checkpoints(run: Path, count: int) -> dict[int, list[Path]]:
 def _measure_step(
     experiment: Experiment, run: Path, models: Sequence[Path], splits: Sequence[Split], machine: Machine
 ) -> dict[str, float]:
-    """Return the mean loss of each sub-model, and of each merge of them."""
+    """Return the mean loss of each sub-model, and of each merge of them; merges along the training are left out."""
 
     def mean(name: str, path: Path) -> float:
         (losses,), _ = measure(experiment, name, str(path), splits, machine)
@@ -97,7 +98,13 @@ def _measure_step(
 
     found = {order_name(order): mean(order_name(order), path) for order, path in enumerate(models)}
     for name in experiment.merges:
-        recipe = complete_recipe(experiment, run, name, models=models)
+        if ingredients_of(experiment, name).along:
+            continue  # it has no form of its own after each step
+        try:
+            recipe = complete_recipe(experiment, run, name, models=models)
+        except UserError as error:
+            click.echo(f"left out: {error}", err=True)
+            continue
         with scratch_directory(run, "step") as folder:
             path, out = folder / f"{name}.yml", folder / name
             options = merge_options(experiment, recipe)
