@@ -229,7 +229,7 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
         lines.append(f"- `{name}`: {what} merged with {markdown_text(str(recipe.get('merge_method')))}")
     if experiment.evaluation and experiment.evaluation.ensemble:
         lines.append(
-            f"- `{ENSEMBLE}`: the mean of {count} sub-models' token probabilities; it costs {count} at inference"
+            f"- `{ENSEMBLE}`: the mean of the {count} sub-models' token probabilities; it costs {count} at inference"
         )
     return "\n".join(lines)
 
