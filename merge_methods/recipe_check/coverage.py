@@ -47,8 +47,8 @@ class Group:
     used: Mapping[ModelReference, frozenset[str]]
 
 
-def planned_groups(staged: Staged, options: MergeOptions) -> tuple[ModelArchitecture, list[Group]]:
-    """Return mergekit's table of a recipe's architecture, and what it plans to load.
+def planned_tasks(staged: Staged, options: MergeOptions) -> tuple[ModelArchitecture, list[SaveTensor]]:
+    """Return mergekit's table of a recipe's architecture, and what it plans to make of each tensor.
 
     Args:
         staged: The recipe, with all its models here.
@@ -65,10 +65,24 @@ def planned_groups(staged: Staged, options: MergeOptions) -> tuple[ModelArchitec
         architecture = get_architecture_info(config, options)
         shape = next(iter(staged.models)).config(trust_remote_code=options.trust_remote_code)
         tasks = MergePlanner(config, architecture, options, shape).plan_to_disk("")
-        return architecture, [_group(task, staged, options) for task in tasks if isinstance(task, SaveTensor)]
+        return architecture, [task for task in tasks if isinstance(task, SaveTensor)]
     finally:
         LoaderCache.loaders.clear()
         logging.disable(before)
+
+
+def planned_groups(staged: Staged, options: MergeOptions) -> tuple[ModelArchitecture, list[Group]]:
+    """Return mergekit's table of a recipe's architecture, and what it plans to load.
+
+    Args:
+        staged: The recipe, with all its models here.
+        options: mergekit's options.
+
+    Raises:
+        Exception: As `planned_tasks`.
+    """
+    architecture, tasks = planned_tasks(staged, options)
+    return architecture, [_group(task, staged, options) for task in tasks]
 
 
 def _group(task: SaveTensor, staged: Staged, options: MergeOptions) -> Group:

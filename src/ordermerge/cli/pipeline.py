@@ -98,7 +98,10 @@ def orders(experiment: Path, processes: int, json_file: Path | None, changes: tu
     options_metavar="",
 )
 @click.argument(
-    "arguments", nargs=-1, type=click.UNPROCESSED, metavar="RECIPE OUT [--by-name] [mergekit-yaml's options]"
+    "arguments",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    metavar="RECIPE OUT [--by-name] [--adapter [--rank R]] [mergekit-yaml's options]",
 )
 @user_errors
 def merge(arguments: tuple[str, ...]) -> None:
@@ -109,20 +112,44 @@ def merge(arguments: tuple[str, ...]) -> None:
     from ordermerge.commands.merging import merge as merge_recipe
     from ordermerge.locks import waits
 
-    wait = click.Option(["--wait"], is_flag=True, help="Wait for another process that merges there")
-    by_name = click.Option(["--by-name"], is_flag=True, help="Merge by tensor name, without tables of architectures")
-    command = PrettyPrintHelp("merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, by_name, wait])
+    command = PrettyPrintHelp(
+        "merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, *_merge_options()]
+    )
     try:
         context = command.make_context("ordermerge merge", list(arguments))
     except ValueError as error:  # mergekit's parser of sizes
         raise click.UsageError(f"--out-shard-size must be a number such as 5B, 200M or 10k; got {error}") from error
     recipe, out = Path(context.params.pop("config_file")), Path(context.params.pop("out_path"))
-    named = context.params.pop("by_name")
+    given = {name: context.params.pop(name) for name in ("by_name", "adapter", "rank", "max_loss")}
     waits.set(context.params.pop("wait"))
     options = MergeOptions(**context.params)
+    if not given["adapter"] and (given["rank"] or given["max_loss"] is not None):
+        raise click.UsageError("--rank and --max-loss go with --adapter")
     options.apply_global_options()
-    merge_recipe(recipe, out, options, by_name=named)
+    if given["adapter"]:
+        from ordermerge.commands.adapter_merge import merge_adapters
+
+        made = merge_adapters(recipe, out, options, rank=given["rank"], most_lost=given["max_loss"])
+        click.echo(f"merged {recipe} into {out}: {made}", err=True)
+        return
+    merge_recipe(recipe, out, options, by_name=given["by_name"])
     click.echo(f"merged {recipe} into {out}", err=True)
+
+
+def _merge_options() -> list[click.Parameter]:
+    """Return the options of `ordermerge merge` that mergekit-yaml has not."""
+    wait = click.Option(["--wait"], is_flag=True, help="Wait for another process that merges there")
+    by_name = click.Option(["--by-name"], is_flag=True, help="Merge by tensor name, without tables of architectures")
+    adapter = click.Option(["--adapter"], is_flag=True, help="Merge adapters to an adapter: an average, exactly")
+    rank = click.Option(
+        ["--rank"], type=click.IntRange(min=1), help="With --adapter: the most that it may have, by SVD"
+    )
+    most_lost = click.Option(
+        ["--max-loss"],
+        type=click.FloatRange(0, 1),
+        help="With --rank: the share of the change's squared norm that may be lost  [0.05; of averages: 1]",
+    )
+    return [by_name, adapter, rank, most_lost, wait]
 
 
 @click.command()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import mergekit.merge
@@ -66,16 +66,11 @@ def merge(
         UserError: If the recipe has problems, mergekit refuses it, `out` holds something that is no merge, or a model
             that a run made is no longer what it was.
     """
-    source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
-    recipe = read_yaml(recipe_path)
-    if problems := check_recipe(recipe, options=options, by_name=by_name):
-        raise UserError(problems, where=recipe_path)
-    for warning in recipe_warnings(recipe, own_companions=True, options=options, by_name=by_name):
-        click.echo(f"warning: {warning}", err=True)
+    source, recipe = checked_recipe(recipe_path, options, by_name)
     started, made_from = time.time(), step.made_from() if step else {}
     config = MergeConfiguration.model_validate(recipe)
     named = map_models(config, with_absolute_paths)  # for the card: mergekit looks a bare relative name up online
-    _fetch(named, options)
+    fetch(named, options)
     with merge_output(out, step) as partial:
         if partial is None:
             click.echo(f"{out}: merged by another process meanwhile, kept", err=True)
@@ -83,18 +78,12 @@ def merge(
         staged = stage(config, partial.parent / "models", cache_dir=options.transformers_cache)
         require_space(out, _bytes_needed(staged, options.lora_merge_cache), f"the merge of {recipe_path}")
         with verified(staged.folders):
-            staged = _with_dense_adapters(staged, options, options.lora_merge_cache or str(partial.parent / "lora"))
-            found = fit(staged, options)
-            if problems := found.against(by_name):  # adapters have tensors of their own names only now
-                raise UserError(problems, where=recipe_path)
-            by_name = bool(by_name or (by_name is None and found.table))
-            table = table_by_name(named_groups(staged, options)[0]) if by_name else found.architecture
-            architecture, measured = _merge_weights(recipe_path, partial, staged, options, table)
-            source = completed_text(recipe, staged.config, measured) if measured else source
-            _give_companions(partial, staged, architecture, options)
+            made = merge_staged(recipe_path, partial, staged, options, by_name)
+            by_name, measured = made.by_name, made.measured
+            source = completed_text(recipe, made.staged.config, measured) if measured else source
+            _give_companions(partial, made.staged, made.architecture, options)
         if options.write_model_card:
-            (partial / CARD).write_text(generate_card(config=named, config_yaml=source, name=out.name), "utf-8")
-            (partial / RECIPE).write_text(source, "utf-8")
+            write_card(partial, named, source)
         complete_card(partial, named, by_name=by_name)
         seconds = round(time.time() - started, 1)
         noted = {"recipe": recipe, "by_name": by_name, "seconds": seconds, **record(recipe_path.resolve().parent)}
@@ -119,12 +108,89 @@ def adapter_cache(directory: Path) -> Iterator[Path]:
         yield scratch / "lora"
 
 
-def _fetch(config: MergeConfiguration, options: MergeOptions) -> None:
-    """Download the models that are neither here nor in the Hugging Face cache."""
+def checked_recipe(recipe_path: Path, options: MergeOptions, by_name: bool | None) -> tuple[str, dict[str, Any]]:
+    """Return a recipe that can be merged, as text and parsed; warnings go to standard error.
+
+    Args:
+        recipe_path: The mergekit recipe.
+        options: mergekit's options.
+        by_name: Whether it is to be merged by tensor name; None if either way will do.
+
+    Raises:
+        UserError: If it has problems.
+    """
+    source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
+    recipe = read_yaml(recipe_path)
+    if problems := check_recipe(recipe, options=options, by_name=by_name):
+        raise UserError(problems, where=recipe_path)
+    for warning in recipe_warnings(recipe, own_companions=True, options=options, by_name=by_name):
+        click.echo(f"warning: {warning}", err=True)
+    return source, recipe
+
+
+def write_card(merged: Path, config: MergeConfiguration, source: str) -> None:
+    """Write mergekit's model card, and the recipe, beside a merge.
+
+    Args:
+        merged: Its folder, which has its final name.
+        config: The recipe.
+        source: The recipe's text.
+    """
+    (merged / CARD).write_text(generate_card(config=config, config_yaml=source, name=merged.name), "utf-8")
+    (merged / RECIPE).write_text(source, "utf-8")
+
+
+def fetch(config: MergeConfiguration, options: MergeOptions) -> None:
+    """Download the models that are neither here nor in the Hugging Face cache.
+
+    Args:
+        config: The recipe.
+        options: mergekit's options.
+    """
     for model in config.referenced_models():
         for part in (model.model, model.lora):
             if part is not None and folder_of(part, options.transformers_cache) is None:
                 download(str(part), options.transformers_cache)
+
+
+class MergedWeights(NamedTuple):
+    """What mergekit made.
+
+    Args:
+        staged: The recipe, in which models with adapters are the dense models that they make.
+        architecture: The table of tensors that was used.
+        measured: What was measured of the whole model first.
+        by_name: Whether it was merged by tensor name.
+    """
+
+    staged: Staged
+    architecture: ModelArchitecture
+    measured: Found
+    by_name: bool
+
+
+def merge_staged(
+    recipe_path: Path, partial: Path, staged: Staged, options: MergeOptions, by_name: bool | None
+) -> MergedWeights:
+    """Let mergekit merge a recipe; adapters are merged into their base models first.
+
+    Args:
+        recipe_path: The recipe, for messages.
+        partial: The folder to fill, in a working folder of its own.
+        staged: The recipe.
+        options: mergekit's options.
+        by_name: Whether to merge by tensor name; None where tables are incomplete.
+
+    Raises:
+        UserError: If the models do not fit together, or mergekit refuses them.
+    """
+    staged = _with_dense_adapters(staged, options, options.lora_merge_cache or str(partial.parent / "lora"))
+    found = fit(staged, options)
+    if problems := found.against(by_name):  # adapters have tensors of their own names only now
+        raise UserError(problems, where=recipe_path)
+    by_name = bool(by_name or (by_name is None and found.table))
+    table = table_by_name(named_groups(staged, options)[0]) if by_name else found.architecture
+    return MergedWeights(staged, *_merge_weights(recipe_path, partial, staged, options, table), by_name)
 
 
 def _bytes_needed(staged: Staged, cache: str | None) -> int:
