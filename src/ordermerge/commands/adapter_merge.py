@@ -194,7 +194,7 @@ class _Weights:
         except Exception as error:  # mergekit and transformers raise many kinds
             reason = shortened(staged.in_words(" ".join(str(error).split())), 300)
             raise UserError(f"mergekit cannot plan the merge ({reason}); merge without `--adapter`") from error
-        self._named = {}
+        self._named: dict[str, dict[ModelReference, float]] = {}
         for task in tasks:
             weight = task.tensor_task.output_weight
             found = effective_weights(task.tensor_task)
@@ -219,7 +219,7 @@ class _Weights:
 
 
 def _require_alike(module: str, adapters: Sequence[Adapter]) -> None:
-    shapes = {}
+    shapes: dict[str, Path] = {}
     for adapter in adapters:
         change = adapter.changes[module]
         kind = " transposed" if adapter.is_transposed(module) else ""
