@@ -107,6 +107,23 @@ def test_an_adapter_is_loaded_with_its_base_model_and_identified_by_both(tmp_pat
     assert loading_args("org/model", "hf") == {"pretrained": "org/model"}
 
 
+def test_an_adapter_with_a_named_base_model_is_loaded_on_that(tmp_path, family):
+    adapter, base = tmp_path / "adapter", shutil.copytree(family[0], tmp_path / "base")
+    adapter.mkdir()
+    assert "is no adapter: it has no adapter_config.json" in str(model_problem(f"{base}+{adapter}", "hf"))
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/other"}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    model = f"{base}+{adapter}"
+    assert model_problem(model, "hf") is None
+    assert "is an adapter whose base model cannot be loaded" in str(model_problem(f"{tmp_path}/none+{adapter}", "hf"))
+    assert loading_args(model, "hf") == {"pretrained": str(base), "peft": str(adapter)}
+    assert loading_args(f"org/b@v1+{adapter}", "hf") == {"pretrained": "org/b", "peft": str(adapter), "revision": "v1"}
+    assert identity(model) == {**identity(str(adapter)), "base_model": identity(str(base))}
+    assert model_names([model, str(base)]) == {"adapter": model, "base": str(base)}
+    whole = shutil.copytree(family[0], tmp_path / "a+b")
+    assert loading_args(str(whole), "hf") == {"pretrained": str(whole)}
+
+
 def test_relative_base_of_an_adapter_is_found_beside_it(tmp_path, family):
     shutil.copytree(family[0], tmp_path / "base")
     adapter = tmp_path / "adapter"

@@ -11,7 +11,7 @@ from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.explain import unknown_tasks
 from ordermerge.eval.task_data import PACK
-from ordermerge.models import FOLDER_BACKENDS, local_folder
+from ordermerge.models import FOLDER_BACKENDS, local_folder, parts_of
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -62,7 +62,9 @@ def on_hub(settings: EvaluationSection, models: Iterable[str]) -> bool:
         settings: What is asked of lm-eval.
         models: Folders or hub ids.
     """
-    if settings.model in FOLDER_BACKENDS and not all(local_folder(model) for model in models):
+    if settings.model in FOLDER_BACKENDS and not all(
+        local_folder(part) for model in models for part in parts_of(model) if part
+    ):
         return True
     entries = [entry for found in found_entries(settings).values() for entry in found.values()]
     paths = [entry.cfg.get("dataset_path") if entry else "a task of lm-eval's own" for entry in entries]

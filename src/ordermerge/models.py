@@ -59,6 +59,17 @@ def members_of(model: Model) -> list[str]:
     return [model] if isinstance(model, str) else list(model)
 
 
+def parts_of(model: str) -> tuple[str, str | None]:
+    """Return what a name stands for: a model or adapter, and the base model that is named with it.
+
+    Args:
+        model: Folder or hub id; or BASE+ADAPTER, as mergekit writes it, with the folder of an adapter.
+    """
+    base, plus, adapter = model.partition("+")
+    pair = plus and local_folder(model) is None and local_folder(adapter) is not None
+    return (adapter, base) if pair else (model, None)
+
+
 def local_folder(model: str) -> Path | None:
     """Return the absolute folder of a local model, None of a hub id.
 
@@ -142,12 +153,13 @@ def identity(model: str) -> dict[str, Any]:
     Args:
         model: Folder or hub id.
     """
+    model, base = parts_of(model)
     folder = local_folder(model)
     if folder is None:
         return {"hub_id": model}
     files = (p for p in sorted(folder.iterdir()) if p.is_file() and _is_loaded(p))
     content: dict[str, Any] = {p.name: fingerprint_file(p) for p in files}
-    adapter = _adapter_config(folder)
+    adapter = _adapter_config(folder, base)
     return {**content, "base_model": identity(adapter["base_model_name_or_path"])} if adapter else content
 
 
@@ -163,8 +175,9 @@ def loading_args(model: str, backend: str) -> dict[str, str]:
         backend: lm-eval's model backend.
     """
     # An absolute path: lm-eval asks the hub for the commit of anything that may be a hub id, as "runs/x" may.
+    model, base = parts_of(model)
     folder = local_folder(model)
-    adapter = _adapter_config(folder) if folder and backend in ADAPTER_ARGS else None
+    adapter = _adapter_config(folder, base) if folder and backend in ADAPTER_ARGS else None
     if folder is None:
         name, revision = hub_revision(model)
         return {"pretrained": name, **({"revision": revision} if revision else {})}
@@ -187,12 +200,15 @@ def model_problem(model: str, backend: str) -> str | None:
     """
     if backend not in FOLDER_BACKENDS:
         return None
+    model, base = parts_of(model)
     folder = local_folder(model)
     if folder is None:
         return _absence(model)
-    if not (folder / "config.json").is_file():
+    if base and not (folder / "adapter_config.json").is_file():
+        return f"{folder} is no adapter: it has no adapter_config.json; write BASE+ADAPTER"
+    if base or not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            return _adapter_problem(folder, backend)
+            return _adapter_problem(folder, backend, base)
         return f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"{folder} is incomplete: it has a config.json but no weights (*.safetensors); copy or save it again"
@@ -213,15 +229,18 @@ def _weight_problem(folder: Path) -> str | None:
     return None
 
 
-def _adapter_config(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration of a folder that holds an adapter and no whole model, None of any other."""
+def _adapter_config(folder: Path, base: str | None = None) -> dict[str, Any] | None:
+    """Return the configuration of an adapter, of its own base model if none is named; None of a whole model."""
     file = folder / "adapter_config.json"
-    if (folder / "config.json").is_file() or not file.is_file():
+    if base is None and (folder / "config.json").is_file() or not file.is_file():
         return None
     try:
         config = from_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}); copy or save the adapter again") from None
+    if base is not None and isinstance(config, dict):
+        name, revision = hub_revision(base)
+        config |= {"base_model_name_or_path": name, "revision": revision}
     if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path"), str):
         raise UserError(f"{file} names no base model; set `base_model_name_or_path` in it")
     return {**config, "base_model_name_or_path": _base_of(folder, config["base_model_name_or_path"])}
@@ -234,12 +253,12 @@ def _base_of(adapter: Path, named: str) -> str:
     return str(found) if found else named
 
 
-def _adapter_problem(folder: Path, backend: str) -> str | None:
+def _adapter_problem(folder: Path, backend: str, base: str | None) -> str | None:
     """Return why an adapter cannot be loaded with its base model, None if nothing speaks against it."""
     if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         return f"{folder} is incomplete: it has an adapter_config.json but no adapter_model.safetensors; copy it again"
     try:
-        config = _adapter_config(folder)
+        config = _adapter_config(folder, base)
     except UserError as error:
         return str(error)
     problem = model_problem(config["base_model_name_or_path"], backend) if config else None
@@ -265,7 +284,7 @@ def missing_package(backend: str) -> str | None:
 
 
 def _parts(model: str) -> tuple[str, ...]:
-    folder = local_folder(model)
+    folder = local_folder(parts_of(model)[0])
     return folder.parts[1:] or ("root",) if folder else tuple(part for part in model.split("/") if part)
 
 

@@ -320,3 +320,30 @@ def test_card_marker_and_a_second_merge(base: Path, adapters: list[Path], tmp_pa
     assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == first
     (tmp_path / "out" / "mine.txt").write_text("kept")
     assert "holds mine.txt" in run(recipe, tmp_path / "out", "--adapter").output
+
+
+def test_merged_adapter_is_scored_alone_and_with_its_base_model_named(
+    base: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(write_recipe(tmp_path / "recipe.yml", base, adapters), tmp_path / "mean")
+    assert run(tmp_path / "recipe.yml", tmp_path / "dense").exit_code == 0
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"word": word}) + "\n" for word in ("abcab", "bcdbc")))
+    task = {
+        "task": "word", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{word}}",
+        "doc_to_choice": ["a", "b"], "doc_to_target": 0,
+    }  # fmt: skip
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "word.yaml").write_text(yaml.safe_dump(task))
+    monkeypatch.chdir(tmp_path)
+    scored = {}
+    for name, model in (("mean", "mean"), ("named", f"{base}+mean"), ("dense", "dense"), ("base", str(base))):
+        arguments = [model, "--tasks", "word", "--include-path", "tasks", "--device", "cpu", "--out", name]
+        done = CliRunner().invoke(main, ["eval", *arguments])
+        assert done.exit_code == 0, done.output
+        (samples,) = Path(name).rglob("samples_*.jsonl")
+        answers = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
+        scored[name] = torch.tensor([[float(loss) for loss, _ in answer] for answer in answers])
+    assert torch.equal(scored["named"], scored["mean"])
+    assert (scored["mean"] - scored["dense"]).abs().max() < 1e-4
+    assert (scored["mean"] - scored["base"]).abs().max() > 1e-2

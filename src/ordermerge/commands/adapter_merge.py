@@ -17,6 +17,7 @@ from ordermerge.commands.merge_output import merge_output
 from ordermerge.commands.merging import checked_recipe, fetch, merge_staged, write_card
 from ordermerge.commands.model_card import CARD, complete_card
 from ordermerge.companions import copy_companions
+from ordermerge.digests import verified
 from ordermerge.errors import UserError, shortened
 from ordermerge.files import file_records, fingerprint
 from ordermerge.low_rank import Approximation, largest_parts, largest_parts_of_dense, weighted_sum
@@ -88,13 +89,14 @@ def merge_adapters(
     with merge_output(out, None) as partial:
         assert partial is not None  # there is no step that another process could have made
         staged = stage(config, partial.parent / "models", cache_dir=options.transformers_cache)
-        adapters = _read_adapters(staged, options)
-        if average:
-            parts = _averaged(staged, adapters, options, rank)
-        else:
-            dense = partial.parent / "dense"
-            merge_staged(recipe_path, dense, staged, options, None)
-            parts = _dense_parts(dense, staged, adapters, rank or 1)
+        with verified(staged.folders):
+            adapters = _read_adapters(staged, options)
+            if average:
+                parts = _averaged(staged, adapters, options, rank)
+            else:
+                dense = partial.parent / "dense"
+                merge_staged(recipe_path, dense, staged, options, None)
+                parts = _dense_parts(dense, staged, adapters, rank or 1)
         made = _judged(parts, config.merge_method, most_lost if average or most_lost is not None else MOST_LOST)
         base, revision = _base_of(staged)
         changes = {module: part.matrix for module, part in parts.items()}
