@@ -232,7 +232,7 @@ def _weight_problem(folder: Path) -> str | None:
 def _adapter_config(folder: Path, base: str | None = None) -> dict[str, Any] | None:
     """Return the configuration of an adapter, of its own base model if none is named; None of a whole model."""
     file = folder / "adapter_config.json"
-    if base is None and (folder / "config.json").is_file() or not file.is_file():
+    if (base is None and (folder / "config.json").is_file()) or not file.is_file():
         return None
     try:
         config = from_json(file.read_text(encoding="utf-8"))

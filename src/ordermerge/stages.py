@@ -14,7 +14,6 @@ from ordermerge.errors import UserError
 from ordermerge.files import FileRecord, file_problems, fingerprint, write_json
 from ordermerge.yaml_json import read_json
 
-STAGES = ("train", "merge", "eval")
 NOTES = (".md", ".log", ".yml")  # files that say how something was made, and when
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ordermerge.cli.options import RUNS_DIR, SET, WAIT, user_errors
-from ordermerge.stages import STAGES
+from ordermerge.config import STAGES
 
 
 @click.command()

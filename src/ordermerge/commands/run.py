@@ -17,6 +17,7 @@ from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_expe
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.commands.run_comparison import compare_run
+from ordermerge.config import STAGES
 from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import MADE_WITH, Experiment
@@ -39,7 +40,7 @@ from ordermerge.run_directory import (
     recipe_file,
     scored_models,
 )
-from ordermerge.stages import STAGES, Step, unfinished
+from ordermerge.stages import Step, unfinished
 from ordermerge.train.base_model import check_base
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
