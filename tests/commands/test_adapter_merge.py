@@ -329,7 +329,9 @@ def test_merged_adapter_is_scored_alone_and_with_its_base_model_named(
     assert run(tmp_path / "recipe.yml", tmp_path / "dense").exit_code == 0
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"word": word}) + "\n" for word in ("abcab", "bcdbc")))
     task = {
-        "task": "word", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}},
+        "task": "word",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "data.jsonl")}},
         "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{word}}",
         "doc_to_choice": ["a", "b"], "doc_to_target": 0,
     }  # fmt: skip
