@@ -15,7 +15,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ordermerge.console import is_interactive
 from ordermerge.errors import UserError
-from ordermerge.run_directory import TRUNK, order_name
 from ordermerge.train import distributed
 from ordermerge.train.checkpointing import Saves, TrainingIdentity, mark_complete
 from ordermerge.train.trainer import OrderTrainer
@@ -28,6 +27,7 @@ class Saver(TrainerCallback):
     """Follows one training.
 
     Args:
+        name: Of what is trained, for messages.
         trainer: The trainer, with its permutations and state directory set.
         sample_ids: The rows that the permutations index, int64 of shape [n].
         training: What is trained.
@@ -44,6 +44,7 @@ class Saver(TrainerCallback):
 
     def __init__(
         self,
+        name: str,
         trainer: OrderTrainer,
         sample_ids: torch.Tensor,
         training: TrainingIdentity,
@@ -56,7 +57,7 @@ class Saver(TrainerCallback):
         self.consumed, self.repeats = 0, 0
         self.saves = saves
         self._trainer, self._sample_ids, self._training, self._keep = trainer, sample_ids, training, keep
-        self._begin, self._end = begin, end
+        self._name, self._begin, self._end = name, begin, end
         self._started = time.perf_counter()
 
     @property
@@ -131,8 +132,7 @@ class Saver(TrainerCallback):
         args = self._trainer.args
         met = interleave(distributed.gather(self._trainer.seen_ids), args.per_device_train_batch_size)
         planned = self._sample_ids[self._trainer.permutations[epoch]]
-        order = self._training.inputs.get("order")
-        where = f"{TRUNK if order is None else order_name(order)}, epoch {epoch}"
+        where = f"{self._name}, epoch {epoch}"
         self.repeats += count_repeats(met, planned, where, drop_last=args.dataloader_drop_last)
         self.consumed += len(met)
         del self._trainer.seen_ids[:]

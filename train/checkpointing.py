@@ -229,7 +229,9 @@ def plan_saves(
     return Saves(kept & part, resumable & part)
 
 
-def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: int, *, branched: bool = False) -> int:
+def disk_needed(
+    experiment: Experiment, model: nn.Module, saves: Saves, orders: int, *, controls: int = 0, branched: bool = False
+) -> int:
     """Return how many bytes of disk the training of some orders takes at its height.
 
     Args:
@@ -237,6 +239,7 @@ def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: 
         model: The model to be trained, with its adapter if it has one.
         saves: What is saved of each training.
         orders: How many orders are to be trained, one after the other.
+        controls: How many controls are to be trained too.
         branched: Whether a trunk's state is kept beside.
     """
     sizes = [(weight.numel() * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
@@ -244,10 +247,11 @@ def disk_needed(experiment: Experiment, model: nn.Module, saves: Saves, orders: 
     # AdamW holds two numbers for each weight; training checkpoints of a model with an adapter hold the adapter alone.
     state = (whole if experiment.lora is None else trained) + 2 * trained
     at_once = min(len(saves.resumable), 2) + branched  # one is removed when the next is whole
-    return orders * (1 + len(saves.kept)) * (trained if experiment.saves_adapters else whole) + at_once * state
+    models = orders * (1 + len(saves.kept)) + controls
+    return models * (trained if experiment.saves_adapters else whole) + at_once * state
 
 
-def require_disk(needed: int, saves: Saves, directory: Path, orders: int) -> None:
+def require_disk(needed: int, saves: Saves, directory: Path, orders: int, controls: int = 0) -> None:
     """Say how much disk a training takes, and refuse it if that is not free.
 
     Args:
@@ -255,14 +259,17 @@ def require_disk(needed: int, saves: Saves, directory: Path, orders: int) -> Non
         saves: What is saved of each training.
         directory: Where it is saved.
         orders: How many orders are to be trained, one after the other.
+        controls: How many controls are to be trained too.
 
     Raises:
         UserError: If it is not free.
     """
-    require_space(directory, needed, f"training {orders} sub-models")
+    counts = [f"{orders} sub-models"] * bool(orders) + [f"{controls} controls"] * bool(controls)
+    what = " and ".join(counts) or "the trunk"
+    require_space(directory, needed, f"training {what}")
     kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
     resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
-    say(f"training {orders} sub-models{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
+    say(f"training {what}{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
 
 
 def _try_loading(path: Path) -> None:

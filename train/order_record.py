@@ -19,34 +19,43 @@ from ordermerge.train.checkpointing import LOGS, ResumePoint
 from ordermerge.train.orders import epoch_fingerprints
 from ordermerge.train.samples import Samples
 from ordermerge.train.sft_config import TRAINING_SEED
+from ordermerge.train.steps import TrainStep
 from ordermerge.train.tokenized import Prepared
 from ordermerge.train.trainer import OrderTrainer
-from ordermerge.train.trunk import STATE
+from ordermerge.train.trunk import STATE, TrunkStep
 
 
-def describe(experiment: Experiment, order: int | None, samples: Samples, prepared: Prepared) -> dict[str, Any]:
+def describe(
+    experiment: Experiment, step: TrainStep, samples: Samples, prepared: Prepared, permutations: torch.Tensor
+) -> dict[str, Any]:
     """Return the part of an order's record that is known before it is trained.
 
     Args:
         experiment: The experiment.
-        order: The order's number; None for the trunk.
+        step: What is trained.
         samples: The data as loaded.
         prepared: The data as trained on.
+        permutations: Those of this training, int64 of shape [epochs, n].
     """
+    training = step.training
+    is_order = training.control is None and not isinstance(step, TrunkStep)
     return {
-        "order": order,
-        "branch": prepared.branch or None,
+        "order": int(training.folder) if is_order else None,
+        "control": training.control,
+        "permutations_of": training.order,
+        "fields": training.fields,
+        "branch": (training.control is None and prepared.branch) or None,
         "count": experiment.orders.count,
         "strategy": experiment.orders.strategy,
         "seed": experiment.orders.seed,
-        "epochs": prepared.orders.shape[1],
+        "epochs": len(permutations),
         "samples": len(prepared.train),
         "dropped": prepared.dropped,
         "truncated": prepared.truncated,
         "empty": samples.empty,
         "duplicates": samples.duplicates,
         "dataset_fingerprint": samples.fingerprint,
-        "epoch_fingerprints": epoch_fingerprints(prepared.orders[order or 0]),
+        "epoch_fingerprints": epoch_fingerprints(permutations),
         "training_seed": TRAINING_SEED,
     }
 
@@ -83,22 +92,22 @@ def outcome(trainer: OrderTrainer, saver: Saver, start: ResumePoint) -> dict[str
     }
 
 
-def write_record(experiment: Experiment, step: Step, prepared: Prepared, record: dict[str, Any], folder: Path) -> None:
+def write_record(
+    experiment: Experiment, step: Step, trainer: OrderTrainer, prepared: Prepared, record: dict[str, Any], folder: Path
+) -> None:
     """Write all of a sub-model but its model, the marker last.
 
     Args:
         experiment: The experiment.
         step: The order.
+        trainer: Its trainer.
         prepared: The data as trained on.
         record: What `describe` and `outcome` returned.
         folder: The sub-model's folder.
     """
     if (logs := folder / LOGS).exists() and not any(logs.iterdir()):
         logs.rmdir()
-    permutations = {
-        "permutations": prepared.orders[step.inputs.get("order", 0)].clone(),
-        "sample_ids": prepared.sample_ids,
-    }
+    permutations = {"permutations": trainer.permutations.contiguous(), "sample_ids": prepared.sample_ids}
     (folder / PERMUTATIONS).parent.mkdir()
     save_file(permutations, folder / PERMUTATIONS)
     noted = {**record, **provenance.record(experiment.directory)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,10 @@ from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.folders import scratch_directory
 from ordermerge.provenance import versions
+from ordermerge.run_directory import TRUNK
+
+if TYPE_CHECKING:
+    from ordermerge.train.steps import TrainStep
 
 RETRIES = 2  # of an order whose process died or raised anything but a UserError
 
@@ -44,7 +48,7 @@ class Task:
     Attributes:
         experiment: The experiment.
         run_directory: Its run directory.
-        order: The order's number; None for the trunk.
+        name: Of what is trained: an order, a control or the trunk.
         threads: How many threads to train with.
         gpus: How many GPUs were asked for.
         working_directory: Where the command was given; the experiment's paths may be relative to it.
@@ -54,7 +58,7 @@ class Task:
 
     experiment: Experiment
     run_directory: Path
-    order: int | None
+    name: str
     threads: int
     gpus: float
     working_directory: Path
@@ -76,7 +80,7 @@ class Outcome:
 
 
 def train_on_ray(
-    experiment: Experiment, run_directory: Path, *, only: int | None = None, resources: Resources | None = None
+    experiment: Experiment, run_directory: Path, *, only: int | str | None = None, resources: Resources | None = None
 ) -> list[Path]:
     """Do what `train_orders` does on a Ray cluster, as many orders at a time as it has room for.
 
@@ -87,7 +91,7 @@ def train_on_ray(
     Args:
         experiment: The experiment.
         run_directory: Gets the sub-models; it must be on a file system that all nodes share.
-        only: Train this order alone.
+        only: Train this order, or this run of a control, alone.
         resources: What each order asks for.
 
     Returns:
@@ -110,16 +114,14 @@ def train_on_ray(
             )
             place = (resources.cpus, gpus, Path.cwd(), probe)
             tasks = {
-                step.name: Task(
-                    experiment, run_directory, step.inputs.get("order"), *place, seen=step.inputs | versions()
-                )
+                step.name: Task(experiment, run_directory, step.name, *place, seen=step.inputs | versions())
                 for step in todo
             }
             # A process of its own for each order: its memory on the GPU goes when it ends.
             remote = ray.remote(num_cpus=resources.cpus, num_gpus=gpus, max_calls=1, max_retries=0)(train_task)
             failed = dict[str, str]()
-            trunk = [name for name in tasks if tasks[name].order is None]
-            for names in (trunk, [name for name in tasks if name not in trunk]):
+            trunk = [name for name in tasks if name == TRUNK]
+            for names in (trunk, [name for name in tasks if name != TRUNK]):
                 failed = failed or _watch(ray, lambda name: remote.remote(tasks[name]), names)
             remove_used_states(steps)
         if failed:
@@ -128,7 +130,7 @@ def train_on_ray(
                 f"{len(failed)} of {len(todo)} orders failed: {reasons}. The same command goes on with these; "
                 "what is trained is kept"
             )
-    return [step.output for step in steps if "order" in step.inputs]
+    return [step.output for step in steps if step.name != TRUNK]
 
 
 def train_task(task: Task) -> Iterator[str | Outcome]:
@@ -146,15 +148,14 @@ def train_task(task: Task) -> Iterator[str | Outcome]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
-    from ordermerge.train.sft import order_steps, train_steps
+    from ordermerge.train.sft import train_steps
 
     torch.set_num_threads(task.threads)
     said, problems = io.StringIO(), []
     try:
         _check_node(task)
         with contextlib.redirect_stderr(said):
-            steps = order_steps(task.experiment, task.run_directory)
-            train_steps(task.experiment, steps[0].needs if task.order is None else [steps[task.order]])
+            train_steps(task.experiment, [_find_step(task)])
     except UserError as error:
         problems = error.problems
     # How far the order was is of no interest when it has ended.
@@ -265,10 +266,16 @@ def _say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _check_node(task: Task) -> None:
-    """Refuse a node that would train something else, or leave the result where nobody finds it."""
+def _find_step(task: Task) -> "TrainStep":
+    """Return the step of a task, as this machine sees its inputs."""
     from ordermerge.train.sft import order_steps
 
+    steps = order_steps(task.experiment, task.run_directory)
+    return next(step for step in (*steps[0].needs, *steps) if step.name == task.name)
+
+
+def _check_node(task: Task) -> None:
+    """Refuse a node that would train something else, or leave the result where nobody finds it."""
     host = socket.gethostname()
     for path, known in ((task.run_directory, task.probe), (task.working_directory, task.working_directory)):
         if not known.exists():
@@ -277,8 +284,7 @@ def _check_node(task: Task) -> None:
                 "(`--runs-dir`) and the working directory must be on a file system that all nodes share"
             )
     os.chdir(task.working_directory)
-    steps = order_steps(task.experiment, task.run_directory)
-    seen = (steps[0].needs[0] if task.order is None else steps[task.order]).inputs | versions()
+    seen = _find_step(task).inputs | versions()
     names = {**task.seen, **seen}
     if differing := [name for name in names if task.seen.get(name) != seen.get(name)]:
         raise UserError(

@@ -4,17 +4,25 @@ import functools
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from ordermerge import stages
-from ordermerge.config.schema import Experiment
+from ordermerge.config.schema import LONGER, Experiment
+from ordermerge.config.trainings import (
+    Training,
+    branched_price,
+    control_runs,
+    epochs_of,
+    shared_part,
+    sub_models,
+)
 from ordermerge.console import quiet
 from ordermerge.errors import UserError, counted
 from ordermerge.files import fingerprint_path
-from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, TRUNK, order_folder, order_name
+from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, TRUNK, control_folder, order_folder, order_name
 from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
 from ordermerge.train.callbacks import EndRun, Progress, Saver
@@ -35,21 +43,23 @@ from ordermerge.train.order_file import check_orders, order_inputs
 from ordermerge.train.order_record import describe, outcome, outcome_lines, warnings, write_record
 from ordermerge.train.samples import Samples, check_data, data_file, load_samples
 from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
-from ordermerge.train.tokenized import Prepared, fit_problems, prepare, require_agreement
+from ordermerge.train.steps import TrainStep, experiment_of
+from ordermerge.train.tokenized import Prepared, fit_problems, permutations_of, prepare, require_agreement
 from ordermerge.train.trainer import OrderTrainer
 from ordermerge.train.trunk import TrunkStep, branch_point, keep_state, remove_used_states, restore_state
+from ordermerge.train.variants import check_variants
 
 
-def train_orders(experiment: Experiment, run_directory: Path, *, only: int | None = None) -> list[Path]:
-    """Fine-tune the base model once for each order; orders that are finished are skipped.
+def train_orders(experiment: Experiment, run_directory: Path, *, only: int | str | None = None) -> list[Path]:
+    """Fine-tune the base model once for each order and control; those that are finished are skipped.
 
     Args:
         experiment: The experiment.
         run_directory: The sub-models go to its `orders/0` to `orders/K-1`, each whole or absent.
-        only: Train this order alone.
+        only: Train this order, or this run of a control, alone.
 
     Returns:
-        The folders of the sub-models asked for.
+        The folders of the models asked for.
 
     Raises:
         UserError: If the configuration, the data or the base model is wrong, or a finished order had other inputs.
@@ -64,7 +74,7 @@ def train_orders(experiment: Experiment, run_directory: Path, *, only: int | Non
     ]
 
 
-def train_steps(experiment: Experiment, steps: Sequence[stages.Step]) -> list[Path]:
+def train_steps(experiment: Experiment, steps: Sequence[TrainStep]) -> list[Path]:
     """Fine-tune the base model once for each step; those that are finished are skipped.
 
     Args:
@@ -91,30 +101,37 @@ def check_training(experiment: Experiment) -> list[str]:
     Args:
         experiment: The experiment.
     """
-    return [*check_sft(experiment), *check_lora(experiment), *check_data(experiment), *check_orders(experiment)]
+    problems = [*check_sft(experiment), *check_lora(experiment), *check_data(experiment), *check_orders(experiment)]
+    return [*problems, *check_variants(experiment)]
 
 
-def choose_orders(experiment: Experiment, run_directory: Path, only: int | None) -> list[stages.Step]:
-    """Return the steps of the orders asked for, after that of their trunk if they have one.
+def choose_orders(experiment: Experiment, run_directory: Path, only: int | str | None) -> list[TrainStep]:
+    """Return the steps of the orders and controls asked for, after that of the trunk if they need one.
 
     Args:
         experiment: The experiment.
         run_directory: Holds `orders/0` to `orders/K-1`.
-        only: The one order asked for, or None for all.
+        only: The one order or run of a control asked for, by the name of its folder, or None for all.
 
     Raises:
         UserError: If the configuration is wrong, or there is no such order.
     """
     if problems := check_training(experiment):
         raise UserError(problems)
-    count = experiment.orders.count
-    if only is not None and not 0 <= only < count:
-        raise UserError(f"order {only} does not exist: `orders.count` is {count}, so orders are 0 to {count - 1}")
-    steps = [step for step in order_steps(experiment, run_directory) if only in (None, step.inputs["order"])]
-    return [*steps[0].needs, *steps]
+    steps = order_steps(experiment, run_directory)
+    chosen = [step for step in steps if only is None or step.training.folder == str(only)]
+    if not chosen:
+        count, controls = experiment.orders.count, [step.training.folder for step in steps if step.training.control]
+        times = ", times the values of `vary`" if experiment.vary else ""
+        others = f"; controls are {', '.join(controls)}" if controls else ""
+        raise UserError(
+            f"order {only} does not exist: `orders.count` is {count}{times}, so orders are 0 to {experiment.count - 1}"
+            f"{others}"
+        )
+    return [*cast(tuple[TrainStep, ...], chosen[0].needs), *chosen]
 
 
-def orders_to_train(steps: Sequence[stages.Step]) -> list[stages.Step]:
+def orders_to_train(steps: Sequence[TrainStep]) -> list[TrainStep]:
     """Return the orders that are still to be trained, and say which are kept.
 
     Args:
@@ -123,15 +140,15 @@ def orders_to_train(steps: Sequence[stages.Step]) -> list[stages.Step]:
     Raises:
         UserError: If a finished order had other inputs.
     """
-    todo = stages.unfinished(steps)
+    todo = cast(list[TrainStep], stages.unfinished(steps))
     for step in steps:
         if step not in todo:
             say(f"{step.name}: already trained, kept {step.output}")
     return todo
 
 
-def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step]:
-    """Return a step for each order, which needs that of the trunk if there is one.
+def order_steps(experiment: Experiment, run_directory: Path) -> list[TrainStep]:
+    """Return a step for each order, which needs that of the trunk if there is one, and for each run of a control.
 
     `sft` fields that cannot change the weights are not among its inputs.
 
@@ -139,29 +156,46 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[stages.Step
         experiment: The experiment.
         run_directory: Holds `orders/0` to `orders/K-1`.
     """
+    common = _common_inputs(experiment)
+    models, trunks = sub_models(experiment), tuple[TrunkStep, ...]()
+    if experiment.orders.branch_at:
+        folders = tuple(order_folder(run_directory, order) for order in range(len(models)))
+        trunk, place = Training(TRUNK, 0), run_directory / "orders" / TRUNK
+        known: dict[str, Any] = {"experiment": experiment, "training": trunk, "tails": folders}
+        trunks = (TrunkStep("train", TRUNK, place, ORDER_RECORD, _inputs(experiment, trunk, common), **known),)
+    named = [(order_name(k), order_folder(run_directory, k), model, trunks) for k, model in enumerate(models)]
+    named += [(run.folder, control_folder(run_directory, run.folder), run, ()) for run in control_runs(experiment)]
+    steps = []
+    for name, folder, training, needs in named:
+        own = experiment_of(experiment, training)
+        inputs = {"order": training.order, **_inputs(own, training, common)}
+        steps.append(TrainStep("train", name, folder, ORDER_RECORD, inputs, needs, experiment=own, training=training))
+    return steps
+
+
+def _common_inputs(experiment: Experiment) -> dict[str, Any]:
+    """Return what all trainings of an experiment are made from."""
     files = {name: path for name in ("train", "validation") if (path := data_file(experiment, name))}
-    inputs: dict[str, Any] = {
+    return {
         "model": base_inputs(experiment),
         "data": {
             **experiment.data.model_dump(exclude=set(files)),  # by content: a moved file is the same data
             "fingerprints": {name: fingerprint_path(path) for name, path in files.items()},
         },
         "orders": order_inputs(experiment),
-        "sft": {name: value for name, value in experiment.sft.items() if name not in WITHOUT_EFFECT},
     }
+
+
+def _inputs(experiment: Experiment, training: Training, common: dict[str, Any]) -> dict[str, Any]:
+    """Return what a training is made from: what is common, and what its own experiment says."""
+    inputs = {**common, "sft": {name: value for name, value in experiment.sft.items() if name not in WITHOUT_EFFECT}}
+    if training.control == LONGER:
+        inputs["price_of"] = experiment.count
     if experiment.lora is not None:
         inputs["lora"] = experiment.lora
     if experiment.checkpoints.every is not None:
         inputs["checkpoints"] = experiment.checkpoints.every
-    folders = {order: order_folder(run_directory, order) for order in range(experiment.orders.count)}
-    trunks: tuple[TrunkStep, ...] = ()
-    if experiment.orders.branch_at:
-        folder = run_directory / "orders" / TRUNK
-        trunks = (TrunkStep("train", TRUNK, folder, ORDER_RECORD, inputs, tails=tuple(folders.values())),)
-    return [
-        stages.Step("train", order_name(order), folder, ORDER_RECORD, {"order": order, **inputs}, trunks)
-        for order, folder in folders.items()
-    ]
+    return inputs
 
 
 def make_trainer(
@@ -223,7 +257,7 @@ def make_trainer(
 
 
 def make_saver(
-    experiment: Experiment,
+    step: TrainStep,
     trainer: OrderTrainer,
     base: BaseModel,
     prepared: Prepared,
@@ -234,8 +268,8 @@ def make_saver(
     """Return what follows the training and saves between its steps.
 
     Args:
-        experiment: The experiment.
-        trainer: The order's trainer, with its permutations set.
+        step: What is trained.
+        trainer: Its trainer, with its permutations set.
         base: What its model started from.
         prepared: The data.
         training: What is trained.
@@ -243,22 +277,24 @@ def make_saver(
         begin: The training checkpoint that it goes on from, if it does.
     """
 
-    def keep(step: int) -> None:
-        save_submodel(trainer, base, experiment, directory / CHECKPOINTS / f"step-{step}")
+    def keep(number: int) -> None:
+        save_submodel(trainer, base, step.experiment, directory / CHECKPOINTS / f"step-{number}")
 
-    steps, epochs = trainer.count_steps(), prepared.orders.shape[1]
-    is_trunk = "order" not in training.inputs
-    part = {"end": prepared.branch} if is_trunk else {"begin": prepared.branch}
-    saves = plan_saves(experiment.checkpoints, steps, epochs, **part)
-    return Saver(trainer, prepared.sample_ids, training, saves, keep, begin=begin, end=part.get("end"))
+    part = {}
+    if isinstance(step, TrunkStep):
+        part = {"end": prepared.branch}
+    elif step.needs:
+        part = {"begin": prepared.branch}
+    saves = plan_saves(step.experiment.checkpoints, trainer.count_steps(), len(trainer.permutations), **part)
+    return Saver(step.name, trainer, prepared.sample_ids, training, saves, keep, begin=begin, end=part.get("end"))
 
 
-def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
+def _train_all(experiment: Experiment, todo: list[TrainStep]) -> None:
     """Train the orders one after the other; the data is loaded and tokenised once for all."""
     samples, tokenizer, threads = load_samples(experiment), load_tokenizer(experiment), torch.get_num_threads()
     prepared: Prepared | None = None
     for position, step in enumerate(todo, start=1):
-        order = step.inputs.get("order")  # the trunk has none
+        is_trunk = isinstance(step, TrunkStep)
         with workplace(step) as directory:
             if directory is None:
                 say(f"{step.name}: trained by another process meanwhile, kept {step.output}")
@@ -267,7 +303,7 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
             start = distributed.on_main(functools.partial(_find_start, step, directory, training))
             torch.set_num_threads(start.threads)
             base = load_model(experiment)
-            trainer = make_trainer(experiment, step.name, base, tokenizer, prepared or samples, directory)
+            trainer = make_trainer(step.experiment, step.name, base, tokenizer, prepared or samples, directory)
             if first := prepared is None:
                 prepared = prepare(experiment, samples, trainer)
                 require_agreement(samples, prepared)
@@ -275,33 +311,43 @@ def _train_all(experiment: Experiment, todo: list[stages.Step]) -> None:
                     raise UserError(problems)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     say(f"warning: {warning}")
-            trainer.permutations = prepared.orders[order or 0]
-            saver = make_saver(experiment, trainer, base, prepared, training, directory, start.checkpoint)
+            epochs = epochs_of(experiment, step.training, shared_part(experiment, prepared.branch, prepared.steps))
+            trainer.permutations = permutations_of(experiment, prepared, step.training.order, epochs)
+            trainer.args.num_train_epochs = epochs  # of `longer` they are not known before
+            saver = make_saver(step, trainer, base, prepared, training, directory, start.checkpoint)
             if first:
-                _state_costs(experiment, trainer, base, prepared, todo, directory)
-            sizes = f"{counted(len(prepared.train), 'sample')}, {counted(prepared.orders.shape[1], 'epoch')}"
-            for line in (*start.notes, f"training on {sizes}"):
+                _state_costs(experiment, base, prepared, todo, directory)
+            sizes = f"{counted(len(prepared.train), 'sample')}, {counted(epochs, 'epoch')}"
+            for line in (*start.notes, f"training on {sizes}{_own(step)}"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
                 trainer.add_callback(callback)
             # Again, as only the first order's trainer has prepared the data: from here on all draw the same numbers.
             set_seed(TRAINING_SEED)
-            if order is not None or start.step < prepared.branch:
+            if not is_trunk or start.step < prepared.branch:
                 trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             else:  # interrupted after its last step
                 saver.take_up_end()
-            if order is None:
+            if is_trunk:
                 distributed.on_main(functools.partial(keep_state, directory, prepared.branch))
             else:
                 save_submodel(trainer, base, experiment, directory)
-            record = {**describe(experiment, order, samples, prepared), **outcome(trainer, saver, start)}
+            record = describe(experiment, step, samples, prepared, trainer.permutations)
+            record |= outcome(trainer, saver, start)
             if distributed.rank() == 0:
-                write_record(experiment, step, prepared, record, directory)
+                write_record(experiment, step, trainer, prepared, record, directory)
         for line in outcome_lines(record, step.output):
             say(f"{step.name}: {line}")
         del base, trainer, saver
         _free_memory()
     torch.set_num_threads(threads)
+
+
+def _own(step: TrainStep) -> str:
+    """Return what tells a training from the other orders', beside its name."""
+    own = [f"the permutations of order {step.training.order}"] if step.training.control else []
+    own += [f"{name} {value}" for name, value in step.training.fields.items()]
+    return f" ({', '.join(own)})" if own else ""
 
 
 def _find_start(step: stages.Step, directory: Path, training: TrainingIdentity) -> ResumePoint:
@@ -315,20 +361,17 @@ def _find_start(step: stages.Step, directory: Path, training: TrainingIdentity) 
 
 
 def _state_costs(
-    experiment: Experiment,
-    trainer: OrderTrainer,
-    base: BaseModel,
-    prepared: Prepared,
-    todo: list[stages.Step],
-    directory: Path,
+    experiment: Experiment, base: BaseModel, prepared: Prepared, todo: Sequence[TrainStep], directory: Path
 ) -> None:
     """Say what a training takes, and refuse it where there is no room."""
-    steps, (count, epochs, _) = trainer.count_steps(), prepared.orders.shape
-    saves, orders = plan_saves(experiment.checkpoints, steps, epochs), sum("order" in step.inputs for step in todo)
-    needed = disk_needed(experiment, base.model, saves, orders, branched=bool(prepared.branch))
-    distributed.on_main(functools.partial(require_disk, needed, saves, directory, orders))
+    steps, (count, epochs, _) = prepared.steps, prepared.orders.shape
+    controls = sum(step.training.control is not None for step in todo)
+    orders = sum(not isinstance(step, TrunkStep) for step in todo) - controls
+    saves = plan_saves(experiment.checkpoints, steps, epochs)
+    needed = disk_needed(experiment, base.model, saves, orders, controls=controls, branched=bool(prepared.branch))
+    distributed.on_main(functools.partial(require_disk, needed, saves, directory, orders, controls))
     if prepared.branch:
-        cost = experiment.orders.price(prepared.branch / steps)
+        cost = branched_price(count, prepared.branch / steps)
         say(f"all orders share the first {prepared.branch} of {steps} steps: {count} orders cost {cost:.3g} trainings")
 
 

@@ -92,6 +92,9 @@ WITHOUT_EFFECT = frozenset(
 # Arguments of `from_pretrained` that the `model` section gives, and device_map, which would spread one model over
 # devices behind the trainer's back.
 _MODEL_KEYS = ("dtype", "torch_dtype", "revision", "device_map", "pretrained_model_name_or_path")
+# What the number of optimizer steps depends on, and what the prepared samples depend on.
+STEPS = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
+PREPARATION = ("max_length", "truncation_mode", "completion_only_loss", "assistant_only_loss", "trust_remote_code")
 _AT_LEAST_ONE = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 FIELDS = Fields("sft", SFTConfig, "TRL", OWNED, REFUSED)
 

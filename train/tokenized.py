@@ -1,5 +1,6 @@
 """The samples as they are trained on, tokenised and cut, and the orders over them."""
 
+import copy
 import dataclasses
 import math
 import re
@@ -25,25 +26,12 @@ from ordermerge.train.checkpointing import plan_saves
 from ordermerge.train.order_file import given_orders
 from ordermerge.train.orders import STRATEGIES, branch_orders, branch_step, check_distinct, epoch_fingerprints
 from ordermerge.train.samples import SAMPLE_ID, Samples, load_samples
-from ordermerge.train.sft_config import FIELDS, check_sft, make_config
-from ordermerge.train.trainer import OrderTrainer
+from ordermerge.train.sft_config import FIELDS, PREPARATION, STEPS, check_sft, make_config
+from ordermerge.train.trainer import OrderTrainer, steps_over
 
 # The fields that the prepared data or the orders depend on. The others are left out, as some (FSDP, DeepSpeed, loggers)
 # would ask for what only training has.
-_FIELDS = frozenset(
-    {
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "dataloader_drop_last",
-        "max_length",
-        "truncation_mode",
-        "completion_only_loss",
-        "assistant_only_loss",
-        "dataset_num_proc",
-        "trust_remote_code",
-    }
-)
+_FIELDS = frozenset({*STEPS, *PREPARATION, "dataset_num_proc"})
 
 
 # How models name the tables of positions that they have learned.
@@ -59,7 +47,8 @@ class Prepared:
         validation: The same of the validation data, where training evaluates on it.
         sample_ids: int64 of shape [n]: the row of the data as loaded of each sample.
         orders: int64 of shape [count, epochs, n], indices into `sample_ids`.
-        batch: The samples of one optimizer step.
+        batch: The samples of one optimizer step of an order.
+        steps: The optimizer steps of an order.
         branch: The last optimizer step that all orders share; 0 if they share none.
         dropped: How many samples were left out.
         truncated: How many samples were cut to `max_length` and kept.
@@ -70,6 +59,7 @@ class Prepared:
     sample_ids: torch.Tensor
     orders: torch.Tensor
     batch: int
+    steps: int
     branch: int
     dropped: int
     truncated: int
@@ -96,7 +86,7 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
     Args:
         experiment: The experiment.
         samples: The data as given to the trainer.
-        trainer: A trainer that was given it unprepared.
+        trainer: A trainer that was given it unprepared; a control's may have other epochs and batches than the orders.
         processes: For a preview: how many processes, each like this one, will train an order.
 
     Returns:
@@ -105,7 +95,7 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
     Raises:
         UserError: If no sample is left, there are too few for a batch, or the orders share an epoch or do not fit.
     """
-    train, args = cast(Dataset, trainer.train_dataset), cast(SFTConfig, trainer.args)
+    train, args = cast(Dataset, trainer.train_dataset), _arguments_of_orders(experiment, trainer)
     dropped = len(samples.train) - len(train)
     if len(train) == 0:
         raise UserError(
@@ -128,12 +118,32 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
             "`data.validation` out"
         )
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
-    epochs, steps = int(args.num_train_epochs), trainer.steps_over(len(ids), processes)
+    epochs, steps = int(args.num_train_epochs), steps_over(args, len(ids), processes)
     orders = _lay_orders(experiment, samples, ids, epochs, batch, steps)
     truncated = len(trainer.truncated_ids.intersection(ids.tolist()))
     branch = branch_step(experiment.orders.branch_at, epochs * steps)
     _check_merges(experiment, epochs, steps)
-    return Prepared(train, trainer.eval_dataset, ids, orders, batch, branch, dropped, truncated)
+    return Prepared(train, trainer.eval_dataset, ids, orders, batch, epochs * steps, branch, dropped, truncated)
+
+
+def permutations_of(experiment: Experiment, prepared: Prepared, order: int, epochs: int) -> torch.Tensor:
+    """Return the permutations of an order, cut to a number of epochs or gone on with as its strategy would.
+
+    Args:
+        experiment: The experiment.
+        prepared: Its samples and orders.
+        order: The order.
+        epochs: How many epochs; those that the user's own orders lack are drawn as `random` does.
+
+    Returns:
+        int64 of shape [epochs, n], indices into `sample_ids`.
+    """
+    section, own = experiment.orders, prepared.orders[order]
+    if epochs <= len(own):
+        return own[:epochs]
+    strategy = STRATEGIES["random" if section.strategy == "file" else section.strategy]
+    whole = strategy(own.shape[1], epochs, section.count, section.seed, prepared.batch)[order]
+    return torch.cat([own, whole[len(own) :]])
 
 
 def fit_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prepared: Prepared) -> list[str]:
@@ -324,6 +334,14 @@ def _evaluated_every(experiment: Experiment, epochs: int, steps: int) -> int:
 
 def _listed(steps: list[int]) -> str:
     return ", ".join(map(str, steps))
+
+
+def _arguments_of_orders(experiment: Experiment, trainer: OrderTrainer) -> SFTConfig:
+    """Return a trainer's arguments with the epochs and batches that all orders have."""
+    args = copy.copy(cast(SFTConfig, trainer.args))
+    for name in STEPS:
+        setattr(args, name, FIELDS.convert(name, experiment.sft.get(name, getattr(SFTConfig, name))))
+    return args
 
 
 def _lay_orders(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from ordermerge.train.chats import CHAT, tokenise_chats
@@ -77,18 +77,7 @@ class OrderTrainer(SFTTrainer):
     def count_steps(self) -> int:
         """Return how many optimizer steps the training will take."""
         epochs, samples = self.permutations.shape
-        return epochs * self.steps_over(samples)
-
-    def steps_over(self, samples: int, processes: int = 1) -> int:
-        """Return how many optimizer steps an epoch takes.
-
-        Args:
-            samples: How many samples it has.
-            processes: For a preview: how many processes, each like this one, will share it.
-        """
-        divide = operator.floordiv if self.args.dataloader_drop_last else ceil_divide
-        batches = divide(divide(samples, self.args.per_device_train_batch_size), processes * self.args.world_size)
-        return ceil_divide(batches, self.args.gradient_accumulation_steps)
+        return epochs * steps_over(self.args, samples)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Return the batches of an optimizer step, having noted the ids of their samples and taken them out."""
@@ -149,6 +138,19 @@ class OrderTrainer(SFTTrainer):
             ids = zip(dataset[SAMPLE_ID], lengths, strict=True)
             self.truncated_ids = frozenset(sample for sample, length in ids if length > args.max_length)
         return super()._prepare_dataset(dataset, processing_class, args, *rest)
+
+
+def steps_over(args: TrainingArguments, samples: int, processes: int = 1) -> int:
+    """Return how many optimizer steps an epoch takes.
+
+    Args:
+        args: The trainer's arguments.
+        samples: How many samples the epoch has.
+        processes: For a preview: how many processes, each like this one, will share it.
+    """
+    divide = operator.floordiv if args.dataloader_drop_last else ceil_divide
+    batches = divide(divide(samples, args.per_device_train_batch_size), processes * args.world_size)
+    return ceil_divide(batches, args.gradient_accumulation_steps)
 
 
 def ceil_divide(number: int, by: int) -> int:

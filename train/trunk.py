@@ -11,12 +11,13 @@ from ordermerge.run_directory import ORDER_RECORD
 from ordermerge.stages import Step
 from ordermerge.train import distributed
 from ordermerge.train.checkpointing import ResumePoint, TrainingIdentity, problem_of, read_complete, state_directory
+from ordermerge.train.steps import TrainStep
 
 STATE = "state"  # in the trunk's folder, until all orders have been trained
 
 
 @dataclass(frozen=True)
-class TrunkStep(Step):
+class TrunkStep(TrainStep):
     """The step that trains what all orders share.
 
     Attributes:

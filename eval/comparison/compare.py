@@ -54,26 +54,35 @@ class Roles:
 
     Attributes:
         single: The sub-models.
+        repeats: Sets of sub-models that differ in nothing but the order.
         merged: The merged models.
         average: The merged model that is the weighted average, if there is one.
         draws: Sets of merged models that differ in nothing but the seed.
         validation_loss: Of each sub-model, to choose the best by; empty if there is none.
+        controls: By merged model the controls of equal or lower price, each as the names of its runs.
         without: By merged model its scores without each sub-model in turn, where such merges were scored.
     """
 
     single: list[str]
     merged: list[str]
     average: str | None = None
+    repeats: list[list[str]] = field(default_factory=list)
     draws: list[list[str]] = field(default_factory=list)
     validation_loss: dict[str, float] = field(default_factory=dict)
+    controls: Mapping[str, Sequence[list[str]]] = field(default_factory=dict)
     without: Mapping[str, Sequence[Mapping[Key, Row]]] = field(default_factory=dict)
 
     @property
+    def control_models(self) -> list[list[str]]:
+        """All controls that merged models are compared with, each as the names of its runs."""
+        return [list(runs) for runs in dict.fromkeys(tuple(runs) for found in self.controls.values() for runs in found)]
+
+    @property
     def design(self) -> Design:
-        """Every merged model against the mean and the best of the single ones, and against the weighted average."""
+        """Every merged model against the mean and best of the single ones, the weighted average, and its controls."""
         return Design(
             self._pairs,
-            sets=[("orders", self.single), *(("seeds", models) for models in self.draws)],
+            sets=[*(("orders", models) for models in (*self.repeats, *self.control_models)), *(("seeds", models) for models in self.draws)],
             best_by="validation_loss" if self.validation_loss else "test_score",
             best_of=None if self.validation_loss else "single model",
             over_orders=self._over_orders,
@@ -93,6 +102,8 @@ class Roles:
                 yield model, "single_best", [best]
             if self.average is not None and model != self.average:
                 yield model, "weighted_average", [self.average]
+            for runs in self.controls.get(model, ()):
+                yield model, "control", runs
 
     def _over_orders(
         self, key: Key, scores: Mapping[str, Row], model: str, others: Sequence[str]
@@ -146,7 +157,7 @@ def compare_models(out: Path, roles: Roles, tasks: Iterable[str] | None = None) 
         UserError: If lm-eval's files are missing or damaged.
     """
     asked = None if tasks is None else list(tasks)
-    names = [*roles.single, *roles.merged]
+    names = [*roles.single, *(name for runs in roles.control_models for name in runs), *roles.merged]
     return compare_values([read_values(name, load_scores(out / name, asked)) for name in names], roles.design, out)
 
 

@@ -11,7 +11,8 @@ from ordermerge.eval.scoring.calibration import Calibration
 from ordermerge.files import write_json
 
 FILE = "comparison.json"
-Reference = Literal["single_mean", "single_best", "weighted_average", "mean", "best", "model"]
+Reference = Literal["single_mean", "single_best", "weighted_average", "control", "mean", "best", "model"]
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Comparison:
     p_value_exact: bool
     detectable: float | None
     orders: tuple[float, float] | None = None
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the difference is beyond chance, corrected; of a single run of a control documents cannot say it."""
+        return self.p_value_holm < ALPHA and not (self.reference == "control" and len(self.reference_models) == 1)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def read_table(run: Path, experiment: Experiment) -> LossTable:
     """
     tables = _read_losses(run, model_paths(experiment, run.resolve()))
     train = {name: _by_sample(table, "train") for name, table in tables.items()}
-    orders, notes = read_positions(run, experiment.orders.count)
-    names = [*(order_name(number) for number in range(experiment.orders.count)), *experiment.merges]
+    orders, notes = read_positions(run, experiment.count)
+    names = [*(order_name(number) for number in range(experiment.count)), *experiment.merges]
     notes += [f"{name} has no losses; `ordermerge losses {run}` takes them" for name in names if name not in train]
     orders = {number: order for number, order in orders.items() if order_name(number) in train}
     if len(orders) < 2:

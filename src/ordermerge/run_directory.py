@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
+from ordermerge.config.trainings import control_runs
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
 from ordermerge.models import MERGE_MARKER, Model
@@ -55,6 +56,9 @@ class OrderRecord(TypedDict):
     """What is read again of `order.json`; a trunk is of no order."""
 
     order: int | None
+    control: NotRequired[str | None]
+    permutations_of: NotRequired[int]
+    fields: NotRequired[dict[str, Any]]
     batch_size: Annotated[int, Field(gt=0)]
     dataset_fingerprint: str | None
     steps: int
@@ -100,6 +104,16 @@ def order_folder(run: Path, order: int) -> Path:
         order: The order's number.
     """
     return run / "orders" / str(order)
+
+
+def control_folder(run: Path, name: str) -> Path:
+    """Return the folder of a run of a control.
+
+    Args:
+        run: The run directory.
+        name: The control run's name.
+    """
+    return run / "orders" / name
 
 
 def merge_folder(run: Path, name: str) -> Path:
@@ -273,15 +287,16 @@ def steps_file(run: Path, step: int) -> Path:
 
 
 def model_paths(experiment: Experiment, run_directory: Path) -> dict[str, str]:
-    """Return name and place of every model of an experiment: base, sub-models, merges.
+    """Return name and place of every model of an experiment: base, sub-models, controls, merges.
 
     Args:
         experiment: The experiment.
         run_directory: Its run directory.
     """
-    orders = {order_name(k): str(order_folder(run_directory, k)) for k in range(experiment.orders.count)}
+    orders = {order_name(k): str(order_folder(run_directory, k)) for k in range(experiment.count)}
+    controls = {run.folder: str(control_folder(run_directory, run.folder)) for run in control_runs(experiment)}
     merges = {name: str(merge_folder(run_directory, name)) for name in experiment.merges}
-    return {BASE: experiment.model.reference, **orders, **merges}
+    return {BASE: experiment.model.reference, **orders, **controls, **merges}
 
 
 def scored_models(experiment: Experiment, run_directory: Path) -> dict[str, Model]:
@@ -293,7 +308,7 @@ def scored_models(experiment: Experiment, run_directory: Path) -> dict[str, Mode
     """
     models: dict[str, Model] = dict(model_paths(experiment, run_directory))
     if experiment.evaluation and experiment.evaluation.ensemble:
-        models[ENSEMBLE] = tuple(str(order_folder(run_directory, k)) for k in range(experiment.orders.count))
+        models[ENSEMBLE] = tuple(str(order_folder(run_directory, k)) for k in range(experiment.count))
     return models
 
 

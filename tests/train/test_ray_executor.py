@@ -89,7 +89,7 @@ def task(tmp_path: Path, write_experiment: Write) -> Callable[..., Task]:
         fields = {
             "experiment": experiment,
             "run_directory": tmp_path / "run",
-            "order": 1,
+            "name": "order_1",
             "threads": 1,
             "gpus": 0,
             "working_directory": tmp_path,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ordermerge.config.schema import Experiment, OrdersSection
+from ordermerge.config.schema import Experiment
+from ordermerge.config.trainings import branched_price
 from ordermerge.errors import UserError
 from ordermerge.train import sft
 from ordermerge.train.sft import train_orders
@@ -156,6 +157,5 @@ def test_a_damaged_state_is_told(write: Write, tmp_path: Path):
 
 
 def test_the_price():
-    orders = OrdersSection(count=4)
-    assert orders.price(0.9) == pytest.approx(1.3)
-    assert orders.price(0) == 4
+    assert branched_price(4, 0.9) == pytest.approx(1.3)
+    assert branched_price(4, 0) == 4

@@ -32,7 +32,7 @@ def run(experiment: Path, dry_run: bool, force: str | None, changes: tuple[str, 
 
 @click.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
-@click.option("--order", type=click.IntRange(min=0), help="Train only this order (0 to K-1), as in a Slurm array.")
+@click.option("--order", help="Train only this order (0 to K-1) or control (its name), as in a Slurm array.")
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
@@ -50,14 +50,14 @@ def run(experiment: Path, dry_run: bool, force: str | None, changes: tuple[str, 
 @user_errors
 def train(
     experiment: Path,
-    order: int | None,
+    order: str | None,
     executor: str,
     cpus_per_order: int | None,
     gpus_per_order: float | None,
     changes: tuple[str, ...],
     runs_dir: Path,
 ) -> None:
-    """Fine-tune the base model once for each order of the data."""
+    """Fine-tune the base model once for each order of the data, and for each control."""
     if executor == "local" and (cpus_per_order, gpus_per_order) != (None, None):
         raise click.UsageError("--cpus-per-order and --gpus-per-order go with --executor ray")
     from ordermerge.commands.run import train_experiment

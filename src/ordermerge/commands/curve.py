@@ -167,7 +167,7 @@ def subset_merges(plan: Plan, name: str | None = None) -> SubsetMerges:
             f"a merge of the orders' ends ({', '.join(of_ends) or 'there is none in this run'})"
         )
     merge = merges[name]
-    folders = {order: order_folder(plan.run_directory, order) for order in range(plan.experiment.orders.count)}
+    folders = {order: order_folder(plan.run_directory, order) for order in range(plan.experiment.count)}
     orders = [order for order in folders if len(_kept(merge.recipe, [folders[order]])) < len(merge.recipe["models"])]
     if len(orders) < 2:
         raise UserError(f"--merge {merge.name}: a curve takes a merge of at least 2 orders; it has {len(orders)}")
@@ -195,7 +195,7 @@ def leave_one_out(plan: Plan) -> dict[str, list[Scores]]:
         subsets = list(combinations(range(count), count - 1))[::-1]  # the first lacks the first order
         if count > 2 and not _are_done(merges.steps(subsets)):
             file.unlink()
-        elif count == plan.experiment.orders.count:
+        elif count == plan.experiment.count:
             found[name] = [merges.scores(subset) for subset in subsets]
     return found
 

@@ -73,7 +73,7 @@ def load_splits(run: Path, experiment: Experiment) -> list[Split]:
         UserError: If the data cannot be loaded, or is not what the run's orders were trained on.
     """
     tokenised = tokenise(experiment)
-    orders, _ = read_positions(run, experiment.orders.count)
+    orders, _ = read_positions(run, experiment.count)
     _require_same_data(tokenised, orders)
     return splits_of(tokenised)
 

@@ -35,7 +35,7 @@ def measure_noise(
             families.setdefault(REPEATS, []).extend(new)
             continue
         family = given.rstrip("/")
-        orders = [f"{family}/{order_name(k)}" for k in range(open_run(Path(given)).orders.count)]
+        orders = [f"{family}/{order_name(k)}" for k in range(open_run(Path(given)).count)]
         families[family] = [name for name in orders if name in new]
         apart = {*orders, f"{family}/{BASE}", f"{family}/{ENSEMBLE}"}
         merges[family] = [name for name in new if name not in apart]

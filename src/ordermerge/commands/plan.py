@@ -150,9 +150,10 @@ def make_plan(experiment: Experiment, run_directory: Path) -> Plan:
         run_directory: Its run directory.
     """
     base, evaluation = experiment.model.reference, experiment.evaluation
-    orders = order_steps(experiment, run_directory)
+    trained = order_steps(experiment, run_directory)
+    orders = [step for step in trained if step.training.control is None]
     merges = [_merge_step(experiment, run_directory, name, orders) for name in experiment.merges]
-    models_made: list[Step] = [*orders, *merges]
+    models_made: list[Step] = [*trained, *merges]
     steps = [*orders[0].needs, *models_made]
     if evaluation:
         models: dict[str, dict[str, Any] | Step | tuple[Step, ...]] = {BASE: identity(base)}
@@ -185,7 +186,7 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
         experiment: The experiment.
         run_directory: Its run directory, with the orders trained.
     """
-    orders = range(experiment.orders.count)
+    orders = range(experiment.count)
     single, folders = [order_name(k) for k in orders], [order_folder(run_directory, k) for k in orders]
     last = {name: last_validation_loss(folder) for name, folder in zip(single, folders, strict=True)}
     losses = {name: loss for name, loss in last.items() if loss is not None}

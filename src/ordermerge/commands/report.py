@@ -11,6 +11,7 @@ import yaml
 
 from ordermerge.commands.html import html_page
 from ordermerge.config.schema import MADE_WITH, Experiment
+from ordermerge.config.trainings import branched_price
 from ordermerge.errors import UserError, counted
 from ordermerge.eval.comparison.curve import FIGURE as CURVE_FIGURE
 from ordermerge.eval.comparison.curve import FILE as CURVE
@@ -67,7 +68,7 @@ def write_report(run_directory: Path) -> Path:
 def _write(experiment: Experiment, run_directory: Path) -> Path:
     resolved = read_yaml(run_directory / EXPERIMENT)
     made = _made_with(resolved.pop(MADE_WITH, None), run_directory)
-    orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.orders.count)]
+    orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
     pictures: list[Path] = []
@@ -215,7 +216,7 @@ def _fenced(text: str, language: str = "") -> str:
 
 
 def _models(experiment: Experiment, run_directory: Path) -> str:
-    orders, count = experiment.orders, experiment.orders.count
+    orders, count = experiment.orders, experiment.count
     drawn = f"seed {orders.seed}" if orders.file is None else f"from {markdown_text(orders.file)}"
     names = f"`order_0` to `order_{count - 1}`: sub-models, one for each" if count > 1 else "`order_0`: the sub-model"
     lines = [
@@ -237,7 +238,7 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
 def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
     """Say what the merged models cost, because training once for longer is the alternative to them."""
     shared = (orders[0].get("branch") or 0) / orders[0]["steps"]  # trained once for all
-    share = experiment.orders.price(shared) / len(orders)
+    share = branched_price(experiment.count, shared) / len(orders)
     consumed = round(share * sum(order["samples_consumed"] for order in orders))
     seconds = share * sum(order["seconds"] for order in orders)
     single = f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples, in {orders[0]['seconds']:,.0f} s."

@@ -21,6 +21,7 @@ from ordermerge.config import STAGES
 from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import MADE_WITH, Experiment
+from ordermerge.config.trainings import branched_price, control_runs, sub_models
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
@@ -33,6 +34,7 @@ from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.provenance import record
 from ordermerge.run_directory import (
     EXPERIMENT,
+    TRUNK,
     evaluation_folder,
     failure_noted,
     merge_folder,
@@ -45,6 +47,7 @@ from ordermerge.train.base_model import check_base
 from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
 from ordermerge.train.sft import check_training, choose_orders, train_orders, train_steps
+from ordermerge.train.steps import TrainStep
 from ordermerge.yaml_json import read_yaml
 
 
@@ -86,20 +89,20 @@ def train_experiment(
     runs_dir: Path,
     *,
     changes: Sequence[str] = (),
-    only: int | None = None,
+    only: int | str | None = None,
     on_ray: Resources | None = None,
 ) -> list[Path]:
-    """Train an experiment's sub-models, or one of them.
+    """Train an experiment's sub-models and controls, or one of them.
 
     Args:
         path: The experiment file.
         runs_dir: Holds the run directories.
         changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
-        only: The one order to train.
+        only: The one order, or run of a control, to train.
         on_ray: Train on a Ray cluster, each order with these resources; here, one after another, if not given.
 
     Returns:
-        The sub-model directories.
+        The directories of the models.
 
     Raises:
         UserError: For problems in the parts of the experiment that training uses.
@@ -166,7 +169,7 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
         done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
         click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
     if isinstance(shared := plan.experiment.orders.branch_at, float) and shared:
-        cost = f"{plan.experiment.orders.price(shared):.3g} trainings for {plan.experiment.orders.count} orders"
+        cost = f"{branched_price(plan.experiment.count, shared):.3g} trainings for {plan.experiment.count} orders"
         click.echo(f"  price {cost}, which share the first {shared:.0%} of their steps", err=True)
     for step in todo:
         if isinstance(step, MergeStep) and (reason := by_name_reason(step, plan.experiment.model.reference)):
@@ -175,7 +178,7 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
 
 
 def _begin_training(
-    experiment: Experiment, path: Path, changes: Sequence[str], run_directory: Path, only: int | None
+    experiment: Experiment, path: Path, changes: Sequence[str], run_directory: Path, only: int | str | None
 ) -> None:
     """Refuse what training would refuse, and only then note what is trained."""
     unfinished(choose_orders(experiment, run_directory, only))
@@ -189,14 +192,14 @@ def _write_resolved(experiment: Experiment, path: Path, changes: Sequence[str], 
     text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
     with lock(run_directory / EXPERIMENT, wait=True):
         write_text(run_directory / EXPERIMENT, text)
-    orders = [order_folder(run_directory, order) for order in range(experiment.orders.count)]
+    trainings = [*sub_models(experiment), *control_runs(experiment)]
     clear_dead(run_directory)
-    clear_dead(orders[0].parent, keep=[folder.name for folder in orders])
+    clear_dead(order_folder(run_directory, 0).parent, keep=[TRUNK, *(training.folder for training in trainings)])
     clear_dead(merge_folder(run_directory, ""), keep=list(experiment.merges))
 
 
 def _train(plan: Plan, steps: Sequence[Step]) -> None:
-    train_steps(plan.experiment, steps)
+    train_steps(plan.experiment, cast(Sequence[TrainStep], steps))
 
 
 def _merge(plan: Plan, steps: Sequence[Step]) -> None:

@@ -43,7 +43,7 @@ def take_step_losses(run: Path, machine: Machine) -> list[Path]:
         UserError: If there is no validation data or no such checkpoint, and as `take_losses` does.
     """
     experiment = open_run(run)
-    stages = _checkpoints(run.resolve(), experiment.orders.count)
+    stages = _checkpoints(run.resolve(), experiment.count)
     if not stages:
         raise UserError(
             f"{run}: there is no step that all orders have a checkpoint of (orders/K/checkpoints/step-N); train with "

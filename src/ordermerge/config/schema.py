@@ -1,5 +1,6 @@
 """The keys of the experiment file: their types and defaults."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,7 +93,7 @@ class OrdersSection(Section):
     """The K training orders.
 
     Attributes:
-        count: K, the number of sub-models; 1 is the plain fine-tuning to compare with.
+        count: K, the number of sub-models, where something is varied for each value of it; 1 is the plain fine-tuning.
         strategy: How the orders differ.
         seed: Names the orders.
         file: The user's own orders, for the strategy `file`: a safetensors or JSON file, or a run's `orders` folder.
@@ -104,14 +105,6 @@ class OrdersSection(Section):
     seed: int = 0
     file: str | None = None
     branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = None
-
-    def price(self, shared: float) -> float:
-        """Return what the K orders cost, in whole trainings: 1 + (K - 1)(1 - f).
-
-        Args:
-            shared: f, the share of a training that lies before the branch.
-        """
-        return 1 + (self.count - 1) * (1 - shared)
 
     @model_validator(mode="after")
     def _file_goes_with_its_strategy(self) -> "OrdersSection":
@@ -144,6 +137,39 @@ class CheckpointsSection(Section):
 
     every: Cadence | None = None
     resume_every: Cadence | None = None
+
+
+class ControlSection(Section):
+    """A training that merges are held against: the fields of `sft` that differ from the orders', and `count`.
+
+    Attributes:
+        count: How many runs of it there are, in the orders of as many sub-models.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    count: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def sft(self) -> dict[str, Any]:
+        """The fields of `sft` that differ."""
+        return dict(self.model_extra or {})
+
+
+LONGER = "longer"  # the control of the price of all orders together
+ANNEALED = "annealed"  # the control of the price of one order whose schedule decays to 0
+
+
+def _read_controls(value: object) -> object:
+    """Return controls without those that are switched off; only the two that define themselves can be `true`."""
+    if not isinstance(value, dict):
+        return value
+    if bare := [name for name, given in value.items() if given is True and name not in (LONGER, ANNEALED)]:
+        raise ValueError(
+            f"takes `true` for `{LONGER}` and `{ANNEALED}`; give `{bare[0]}` the `sft` fields that differ, such as "
+            "{learning_rate: 2.0e-3}"
+        )
+    return {name: {} if given is True else given for name, given in value.items() if given is not False}
 
 
 # What `ordermerge` decides itself of an evaluation; lm-eval's own command takes them.
@@ -218,8 +244,10 @@ class Experiment(Section):
         data: The training data.
         orders: The K training orders.
         sft: Fields of TRL's SFTConfig.
+        vary: Further such fields, each with the values that are crossed with the orders.
         lora: Fields of PEFT's LoraConfig, and `save_as`; None trains all weights.
         checkpoints: What is saved of a training before its end.
+        controls: Name of each training that merges are held against.
         merges: Name of each merge, and its mergekit recipe without the models.
         evaluation: What to score; None scores nothing.
         directory: Folder of the experiment file, where its relative paths start; `load_experiment` has followed them.
@@ -230,8 +258,10 @@ class Experiment(Section):
     data: DataSection
     orders: OrdersSection
     sft: dict[str, Any] = Field(default_factory=dict)
+    vary: dict[str, Annotated[list[Any], Field(min_length=2)]] = Field(default_factory=dict)
     lora: dict[str, Any] | None = None
     checkpoints: CheckpointsSection = CheckpointsSection()
+    controls: Annotated[dict[Name, ControlSection], BeforeValidator(_read_controls)] = Field(default_factory=dict)
     merges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()
@@ -242,6 +272,11 @@ class Experiment(Section):
         if not isinstance(content, dict):
             return content
         return {key: value for key, value in content.items() if value is not None or key not in cls.model_fields}
+
+    @property
+    def count(self) -> int:
+        """K, the number of sub-models: of orders, times the values of what is varied."""
+        return self.orders.count * math.prod(map(len, self.vary.values()))
 
     @property
     def saves_adapters(self) -> bool:
