@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm, t
 
 LEVEL = 0.95
+ALPHA = 0.05  # the p-value below which two models are told apart
 RESAMPLES = 9_999
 SEED = 0
 POWER = 0.8

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from ordermerge.config.schema import CheckpointsSection, Experiment
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, counted
 from ordermerge.files import require_space, write_json
 from ordermerge.folders import finish, new_directory
 from ordermerge.locks import lock
@@ -264,10 +264,12 @@ def require_disk(needed: int, saves: Saves, directory: Path, orders: int, contro
     Raises:
         UserError: If it is not free.
     """
-    counts = [f"{orders} sub-models"] * bool(orders) + [f"{controls} controls"] * bool(controls)
+    counts = [f"{orders} sub-models"] * bool(orders) + [counted(controls, "control")] * bool(controls)
     what = " and ".join(counts) or "the trunk"
     require_space(directory, needed, f"training {what}")
-    kept = f", with {len(saves.kept)} checkpoints of each" if saves.kept else ""
+    kept = (
+        f", with {len(saves.kept)} checkpoints of each{' sub-model' * bool(controls)}" if saves.kept and orders else ""
+    )
     resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
     say(f"training {what}{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
 

@@ -15,6 +15,7 @@ from ordermerge.config.trainings import (
     Training,
     branched_price,
     control_runs,
+    described,
     epochs_of,
     shared_part,
     sub_models,
@@ -317,8 +318,9 @@ def _train_all(experiment: Experiment, todo: list[TrainStep]) -> None:
             saver = make_saver(step, trainer, base, prepared, training, directory, start.checkpoint)
             if first:
                 _state_costs(experiment, base, prepared, todo, directory)
+            own = f" ({described(step.training)})" if step.training.fields or step.training.control else ""
             sizes = f"{counted(len(prepared.train), 'sample')}, {counted(epochs, 'epoch')}"
-            for line in (*start.notes, f"training on {sizes}{_own(step)}"):
+            for line in (*start.notes, f"training on {sizes}{own}"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
                 trainer.add_callback(callback)
@@ -341,13 +343,6 @@ def _train_all(experiment: Experiment, todo: list[TrainStep]) -> None:
         del base, trainer, saver
         _free_memory()
     torch.set_num_threads(threads)
-
-
-def _own(step: TrainStep) -> str:
-    """Return what tells a training from the other orders', beside its name."""
-    own = [f"the permutations of order {step.training.order}"] if step.training.control else []
-    own += [f"{name} {value}" for name, value in step.training.fields.items()]
-    return f" ({', '.join(own)})" if own else ""
 
 
 def _find_start(step: stages.Step, directory: Path, training: TrainingIdentity) -> ResumePoint:

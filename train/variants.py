@@ -1,22 +1,13 @@
 """Checks of `controls` and `vary`: the `sft` fields in which trainings of one experiment differ."""
 
 from collections.abc import Iterator
-from typing import Any
-
-import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
-from trl import SFTConfig
 
 from ordermerge.config.schema import ANNEALED, LONGER, Experiment
-from ordermerge.config.trainings import Training, control_runs, epochs_of, sub_models
+from ordermerge.config.trainings import SCHEDULE, control_runs, decays_to_zero, sub_models
 from ordermerge.errors import quoted
 from ordermerge.run_directory import BASE, ENSEMBLE, TRUNK
-from ordermerge.train.sft_config import FIELDS, PREPARATION, STEPS, WITHOUT_EFFECT, check_sft
+from ordermerge.train.sft_config import PREPARATION, STEPS, WITHOUT_EFFECT, check_sft
 from ordermerge.train.steps import experiment_of
-
-_LONG = 1_000_000  # steps: a schedule is looked at as if the training took so many
-_NOTHING = 0.01  # a learning rate below this share of the highest is none
 
 
 def check_variants(experiment: Experiment) -> list[str]:
@@ -39,43 +30,6 @@ def check_variants(experiment: Experiment) -> list[str]:
     if not problems and not known and ANNEALED in experiment.controls:
         problems += _check_annealed(experiment)
     return problems
-
-
-def decays_to_zero(experiment: Experiment) -> bool:
-    """Return whether the learning rate has gone to 0 when the training ends, by less than 1 % of the highest.
-
-    Args:
-        experiment: An experiment, its `sft` section checked.
-    """
-
-    def value(name: str) -> Any:
-        return FIELDS.convert(name, experiment.sft.get(name, getattr(SFTConfig, name, None)))
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=value("learning_rate"))
-    told = value("lr_scheduler_kwargs")
-    try:
-        schedule = get_scheduler(
-            value("lr_scheduler_type"),
-            optimizer,
-            num_warmup_steps=0,
-            num_training_steps=_LONG,
-            scheduler_specific_kwargs=dict(told or {}),
-        )
-    except (TypeError, ValueError):
-        return False  # training says what is wrong with it
-    return isinstance(schedule, LambdaLR) and schedule.lr_lambdas[0](_LONG) < _NOTHING
-
-
-def unannealed(experiment: Experiment) -> bool:
-    """Return whether orders end at a learning rate above 0, and no control of their price or less ends at 0.
-
-    Args:
-        experiment: An experiment without problems.
-    """
-    price = epochs_of(experiment, Training("", 0), 0)
-    cheap = [run for run in control_runs(experiment) if run.control != LONGER]
-    cheap = [run for run in cheap if epochs_of(experiment, run, 0) <= price]
-    return not any(decays_to_zero(experiment_of(experiment, one)) for one in (*sub_models(experiment), *cheap))
 
 
 def _check_vary(experiment: Experiment) -> Iterator[str]:
@@ -119,15 +73,13 @@ def _check_control(experiment: Experiment, name: str) -> Iterator[str]:
 
 def _check_annealed(experiment: Experiment) -> list[str]:
     run = next(run for run in control_runs(experiment) if run.control == ANNEALED)
-    own, changed = experiment.sft.get("lr_scheduler_type", "linear"), experiment.controls[ANNEALED].sft
-    if not decays_to_zero(experiment_of(experiment, run)):
-        schedule = quoted(changed["lr_scheduler_type"])
+    if not decays_to_zero(experiment.sft | run.fields):
+        schedule = quoted(run.fields["lr_scheduler_type"])
+        return [f"controls.{ANNEALED}: its schedule, {schedule}, does not decay to 0; choose another, or another name"]
+    first = experiment.sft | sub_models(experiment)[0].fields
+    if not experiment.controls[ANNEALED].sft and decays_to_zero(first):
         return [
-            f"controls.{ANNEALED}: its schedule does not decay to 0; choose another than {schedule}, or another name"
-        ]
-    if not changed and decays_to_zero(experiment_of(experiment, sub_models(experiment)[0])):
-        return [
-            f"controls.{ANNEALED}: the schedule of the orders ({own}) decays to 0 already, so that each order is such "
-            "a control; leave it out, or give the `sft` fields that differ"
+            f"controls.{ANNEALED}: the schedule of the orders ({first.get('lr_scheduler_type', SCHEDULE)}) decays to 0 "
+            "already, so that each order is such a control; leave it out, or give the `sft` fields that differ"
         ]
     return []

@@ -54,7 +54,7 @@ class Roles:
 
     Attributes:
         single: The sub-models.
-        repeats: Sets of sub-models that differ in nothing but the order.
+        repeats: Sets of sub-models that differ in nothing but the order; all, if not given.
         merged: The merged models.
         average: The merged model that is the weighted average, if there is one.
         draws: Sets of merged models that differ in nothing but the seed.
@@ -82,7 +82,10 @@ class Roles:
         """Every merged model against the mean and best of the single ones, the weighted average, and its controls."""
         return Design(
             self._pairs,
-            sets=[*(("orders", models) for models in (*self.repeats, *self.control_models)), *(("seeds", models) for models in self.draws)],
+            sets=[
+                *(("orders", models) for models in (*(self.repeats or [self.single]), *self.control_models)),
+                *(("seeds", models) for models in self.draws),
+            ],
             best_by="validation_loss" if self.validation_loss else "test_score",
             best_of=None if self.validation_loss else "single model",
             over_orders=self._over_orders,

@@ -8,11 +8,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.calibration import Calibration
+from ordermerge.eval.statistics import ALPHA
 from ordermerge.files import write_json
 
 FILE = "comparison.json"
 Reference = Literal["single_mean", "single_best", "weighted_average", "control", "mean", "best", "model"]
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)

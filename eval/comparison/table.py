@@ -13,6 +13,7 @@ REFERENCES = {
     "single_mean": "the mean of the single models",
     "single_best": "the best single model",
     "weighted_average": "the weighted average",
+    "control": "a control of equal or lower price",
     "mean": "the mean of the models",
     "best": "the best model",
     "model": "the reference",
@@ -86,6 +87,12 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
             f"{'all ' * (len(report.comparisons) > 1)}{counted(len(report.comparisons), 'comparison')}.",
             _ABOUT_ORDERS if any(one.orders for one in report.comparisons) else _NOT_ABOUT_ORDERS,
         ]
+    controls = [one.reference_models for one in report.comparisons if one.reference == "control"]
+    if single := sorted({models[0] for models in controls if len(models) == 1}):
+        lines.append(
+            f"{', '.join(single)}: one run. Another order of it would score otherwise, which no interval here holds, so "
+            "that nothing is told apart from it by these documents alone; the control's `count` trains it in more orders."
+        )
     if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
         lines.append(
             "Detectable: the smallest difference that so many documents show with a chance of "
@@ -118,10 +125,13 @@ def _blocks(report: ComparisonReport) -> Iterator[tuple[str, str, list[Compariso
         first = comparisons[0]
         heading = f"{_title(*key)}{ARROWS[first.higher_is_better]}, {first.documents:,} documents{limited}"
         for reference, name in REFERENCES.items():
-            if chosen := [one for one in comparisons if one.reference == reference]:
-                models = chosen[0].reference_models
+            chosen = [one for one in comparisons if one.reference == reference]
+            for models in dict.fromkeys(tuple(one.reference_models) for one in chosen):
+                same = [one for one in chosen if tuple(one.reference_models) == models]
                 which = f", {models[0]}" if len(models) == 1 else ""
-                yield heading, f"Against {name}{which} ({digits(chosen[0].reference_score)})", chosen
+                if reference == "control" and len(models) > 1:
+                    which = f", the mean of {', '.join(models)}"
+                yield heading, f"Against {name}{which} ({digits(same[0].reference_score)})", same
 
 
 def _title(task: str, metric: str, filter_name: str) -> str:

@@ -63,7 +63,7 @@ def ingredients_of(experiment: Experiment, merge: str) -> Ingredients:
     Raises:
         UserError: With every problem of its `ingredients`.
     """
-    given, count, where = experiment.merges[merge].get("ingredients"), experiment.orders.count, f"merges.{merge}"
+    given, count, where = experiment.merges[merge].get("ingredients"), experiment.count, f"merges.{merge}"
     if given is None:
         given = {}
     if not isinstance(given, dict):

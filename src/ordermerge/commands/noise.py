@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ordermerge.config.trainings import sub_models
 from ordermerge.eval.comparison.documents import ModelValues
 from ordermerge.eval.comparison.folders import find_all, read_models
 from ordermerge.eval.comparison.noise import NoiseReport, order_noise
 from ordermerge.eval.scoring.saved import SavedScores
-from ordermerge.run_directory import BASE, ENSEMBLE, EXPERIMENT, open_run, order_name
+from ordermerge.run_directory import EXPERIMENT, open_run, order_name
 
 REPEATS = "repeats"
 
@@ -35,10 +36,14 @@ def measure_noise(
             families.setdefault(REPEATS, []).extend(new)
             continue
         family = given.rstrip("/")
-        orders = [f"{family}/{order_name(k)}" for k in range(open_run(Path(given)).count)]
-        families[family] = [name for name in orders if name in new]
-        apart = {*orders, f"{family}/{BASE}", f"{family}/{ENSEMBLE}"}
-        merges[family] = [name for name in new if name not in apart]
+        experiment = open_run(Path(given))
+        models, count = sub_models(experiment), experiment.orders.count
+        for first in range(0, len(models), count):
+            own = "".join(f" {name}={value}" for name, value in models[first].fields.items())
+            orders = [f"{family}/{order_name(k)}" for k in range(first, first + count)]
+            families[family + own] = [name for name in orders if name in new]
+        if not experiment.vary:  # a merge of all values has no family of its own
+            merges[family] = [f"{family}/{name}" for name in experiment.merges if f"{family}/{name}" in new]
     used = {name for names in (*families.values(), *merges.values()) for name in names}
     models = {model.name: model for model in read_models({name: found[name] for name in found if name in used}, tasks)}
 

@@ -8,6 +8,7 @@ from typing import Any
 from mergekit.config import MergeConfiguration
 from mergekit.options import MergeOptions
 
+from ordermerge.commands.prices import controls_within, run_prices
 from ordermerge.commands.recipes import complete_recipe, merge_options
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
@@ -190,11 +191,15 @@ def model_roles(experiment: Experiment, run_directory: Path) -> Roles:
     single, folders = [order_name(k) for k in orders], [order_folder(run_directory, k) for k in orders]
     last = {name: last_validation_loss(folder) for name, folder in zip(single, folders, strict=True)}
     losses = {name: loss for name, loss in last.items() if loss is not None}
+    count, prices = experiment.orders.count, run_prices(experiment, run_directory)
     linear = [name for name, recipe in experiment.merges.items() if recipe.get("merge_method") == AVERAGE_METHOD]
     averages = [name for name in linear if "ingredients" not in experiment.merges[name]]
+    merged = [*experiment.merges, *([ENSEMBLE] if experiment.evaluation and experiment.evaluation.ensemble else [])]
     return Roles(
         single=single,
-        merged=[*experiment.merges, *([ENSEMBLE] if experiment.evaluation and experiment.evaluation.ensemble else [])],
+        merged=merged,
+        repeats=[single[start : start + count] for start in range(0, len(single), count)],
+        controls={name: controls_within(experiment, prices, prices[name].runs) for name in merged},
         average=next(iter(averages), None),
         draws=_draws(experiment.merges),
         validation_loss=losses if len(losses) == len(single) else {},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ordermerge.config.schema import Experiment
-from ordermerge.config.trainings import EPOCHS, branched_price, control_runs, epochs_of, shared_part
+from ordermerge.config.trainings import EPOCHS, branched_price, control_runs, epochs_of, lacks_annealing, shared_part
 from ordermerge.run_directory import BASE, ENSEMBLE, order_folder, order_name, order_record
 
 
@@ -98,3 +98,19 @@ def controls_within(experiment: Experiment, prices: dict[str, Price], price: flo
         if prices[run.folder].runs <= most:
             runs.setdefault(str(run.control), []).append(run.folder)
     return list(runs.values())
+
+
+def annealing_note(experiment: Experiment) -> str | None:
+    """Return a sentence for an experiment of which nothing of an order's price is annealed; None for others.
+
+    Args:
+        experiment: The experiment, without problems.
+    """
+    if not lacks_annealing(experiment):
+        return None
+    schedule = experiment.sft.get("lr_scheduler_type", "varied")
+    return (
+        f"The learning rate ({schedule}) does not decay to 0, in the orders or in a control of their price: one "
+        "annealed run may give what merging gives here, at the price of one order; `controls: {annealed: true}` trains "
+        "it beside."
+    )

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from ordermerge.commands.html import html_page
-from ordermerge.config.schema import MADE_WITH, Experiment
-from ordermerge.config.trainings import branched_price
+from ordermerge.commands.prices import annealing_note
+from ordermerge.config.schema import LONGER, MADE_WITH, Experiment
+from ordermerge.config.trainings import branched_price, control_runs, described, sub_models
 from ordermerge.errors import UserError, counted
 from ordermerge.eval.comparison.curve import FIGURE as CURVE_FIGURE
 from ordermerge.eval.comparison.curve import FILE as CURVE
@@ -44,7 +45,6 @@ from ordermerge.run_directory import (
 from ordermerge.yaml_json import read_json, read_yaml
 
 FIGURES = "figures"
-_ALPHA = 0.05
 _NOTED = {"file", "versions", "git_commit", "platform"}
 
 
@@ -154,7 +154,7 @@ def in_short(report: ComparisonReport) -> Iterator[str]:
 def _tallies(comparisons: list[Comparison], what: str) -> Iterator[str]:
     for name, words in REFERENCES.items():
         if found := [one for one in comparisons if one.reference == name]:
-            sure = [one for one in found if one.p_value_holm < _ALPHA]
+            sure = [one for one in found if one.told_apart]
             up = sum(one.difference > 0 for one in sure)
             yield (
                 f"- against {words}: of {len(found)} {what} {up} higher, {len(sure) - up} lower, "
@@ -223,6 +223,11 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
         f"- `base`: {markdown_text(experiment.model.path)}, before fine-tuning",
         f"- {names} of {counted(count, 'order')} of the same data (strategy `{orders.strategy}`, {drawn})",
     ]
+    if experiment.vary:
+        values = (f"`order_{k}` {markdown_text(described(model))}" for k, model in enumerate(sub_models(experiment)))
+        lines.append(f"- varied: {'; '.join(values)}")
+    for run in control_runs(experiment):
+        lines.append(f"- `{run.folder}`: a control, one run with {markdown_text(described(run))}")
     for name, recipe in experiment.merges.items():
         what = f"the {counted(count, 'sub-model')}"
         if recipe.keys() & {"ingredients", "weights"} and (written := recipe_file(run_directory, name)).is_file():
@@ -249,10 +254,10 @@ def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
         )
     if not experiment.merges or len(orders) == 1:
         return single
-    return (
-        f"{single} A merged model used all {len(orders)}: {consumed:,} samples, {seconds:,.0f} s. One run on as many "
-        "samples costs the same; whether it scores better is not measured here."
-    )
+    alternative = annealing_note(experiment) or ""
+    if LONGER not in experiment.controls:
+        alternative += " One run on as many samples costs the same; whether it scores better is not measured here."
+    return f"{single} A merged model used all {len(orders)}: {consumed:,} samples, {seconds:,.0f} s. {alternative}"
 
 
 def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:

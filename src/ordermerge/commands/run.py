@@ -14,6 +14,7 @@ from mergekit.options import MergeOptions
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
 from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_experiment, make_plan
+from ordermerge.commands.prices import annealing_note
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.commands.run_comparison import compare_run
@@ -171,6 +172,8 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
     if isinstance(shared := plan.experiment.orders.branch_at, float) and shared:
         cost = f"{branched_price(plan.experiment.count, shared):.3g} trainings for {plan.experiment.count} orders"
         click.echo(f"  price {cost}, which share the first {shared:.0%} of their steps", err=True)
+    if note := annealing_note(plan.experiment):
+        click.echo(f"  {note}", err=True)
     for step in todo:
         if isinstance(step, MergeStep) and (reason := by_name_reason(step, plan.experiment.model.reference)):
             click.echo(f"  merges are made by tensor name: {reason}", err=True)

@@ -2,13 +2,17 @@
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ordermerge.config.schema import ANNEALED, LONGER, Experiment
 
 EPOCHS = 3  # the default of SFTConfig's `num_train_epochs`
-ANNEALING = "linear"  # the schedule of `annealed`, if it names none
+SCHEDULE = "linear"  # the default of SFTConfig's `lr_scheduler_type`, and of `annealed`
+# Schedules of transformers that end at 0, unless these arguments of theirs say otherwise.
+_DECAYING = frozenset({"linear", "cosine", "cosine_with_restarts", "polynomial", "warmup_stable_decay"})
+_FLOORS = ("lr_end", "min_lr_ratio")
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,22 @@ def control_runs(experiment: Experiment) -> list[Training]:
         if name == ANNEALED and "lr_scheduler_type" not in fields:
             # What another schedule was told would be refused by this one.
             told = {"lr_scheduler_kwargs": None} if "lr_scheduler_kwargs" in experiment.sft else {}
-            fields = {"lr_scheduler_type": ANNEALING, **told, **fields}
+            fields = {"lr_scheduler_type": SCHEDULE, **told, **fields}
         for run, model in enumerate(models[: section.count]):
             folder = name if run == 0 else f"{name}_{run}"
             found.append(Training(folder, model.order, {**model.fields, **fields}, name))
     return found
+
+
+def described(training: Training) -> str:
+    """Return what tells a training from others: its permutations, and its own fields.
+
+    Args:
+        training: A sub-model or a control.
+    """
+    return ", ".join(
+        [f"the permutations of order {training.order}", *(f"{name} {value}" for name, value in training.fields.items())]
+    )
 
 
 def branched_price(count: int, shared: float) -> float:
@@ -97,3 +112,26 @@ def epochs_of(experiment: Experiment, training: Training, shared: float) -> int:
     if training.control == LONGER:
         return math.ceil(round(epochs * branched_price(experiment.count, shared), 6))
     return int(float(training.fields.get("num_train_epochs", epochs)))
+
+
+def decays_to_zero(sft: Mapping[str, Any]) -> bool:
+    """Return whether the learning rate has gone to 0 when a training ends.
+
+    Args:
+        sft: Fields of SFTConfig, without problems.
+    """
+    told = sft.get("lr_scheduler_kwargs")
+    floors = [float(told[name]) for name in _FLOORS if name in told] if isinstance(told, Mapping) else []
+    return str(sft.get("lr_scheduler_type", SCHEDULE)) in _DECAYING and not any(floors)
+
+
+def lacks_annealing(experiment: Experiment) -> bool:
+    """Return whether no order and no control of an order's price or less ends at a learning rate of 0.
+
+    Args:
+        experiment: An experiment without problems.
+    """
+    most = epochs_of(experiment, Training("", 0), 0)
+    controls = [run for run in control_runs(experiment) if run.control != LONGER]
+    cheap = [run for run in controls if epochs_of(experiment, run, 0) <= most]
+    return not any(decays_to_zero({**experiment.sft, **one.fields}) for one in (*sub_models(experiment), *cheap))
