@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -271,7 +271,8 @@ def _find_step(task: Task) -> "TrainStep":
     from ordermerge.train.sft import order_steps
 
     steps = order_steps(task.experiment, task.run_directory)
-    return next(step for step in (*steps[0].needs, *steps) if step.name == task.name)
+    trunk = cast("tuple[TrainStep, ...]", steps[0].needs)
+    return next(step for step in (*trunk, *steps) if step.name == task.name)
 
 
 def _check_node(task: Task) -> None:

@@ -90,8 +90,8 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
     controls = [one.reference_models for one in report.comparisons if one.reference == "control"]
     if single := sorted({models[0] for models in controls if len(models) == 1}):
         lines.append(
-            f"{', '.join(single)}: one run. Another order of it would score otherwise, which no interval here holds, so "
-            "that nothing is told apart from it by these documents alone; the control's `count` trains it in more orders."
+            f"{', '.join(single)}: one run. Another order of it would score otherwise, which no interval here holds: "
+            "nothing is told apart from it by these documents alone; the control's `count` trains it in more orders."
         )
     if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
         lines.append(

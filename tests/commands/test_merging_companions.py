@@ -39,7 +39,7 @@ def models(family: list[Path], tmp_path: Path) -> list[Path]:
     for model in copies:
         for name in [*OF_ANY_NAME, *LEFT]:
             (model / name).parent.mkdir(parents=True, exist_ok=True)
-            (model / name).write_text(f"{name} of {model.name}")
+            (model / name).write_text("{}" if name == "order/order.json" else f"{name} of {model.name}")
         transformers.GenerationConfig(max_length=100 + len(model.name), eos_token_id=1).save_pretrained(model)
     (copies[0] / "of_the_base.json").write_text("{}")
     return copies

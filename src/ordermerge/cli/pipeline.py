@@ -60,6 +60,8 @@ def train(
     """Fine-tune the base model once for each order of the data, and for each control."""
     if executor == "local" and (cpus_per_order, gpus_per_order) != (None, None):
         raise click.UsageError("--cpus-per-order and --gpus-per-order go with --executor ray")
+    if order is not None and order.startswith("-"):
+        raise click.UsageError(f"--order is a number from 0 on, or the name of a control; got {order}")
     from ordermerge.commands.run import train_experiment
     from ordermerge.train.distributed import rank
     from ordermerge.train.ray_executor import Resources

@@ -37,9 +37,9 @@ def measure_noise(
             continue
         family = given.rstrip("/")
         experiment = open_run(Path(given))
-        models, count = sub_models(experiment), experiment.orders.count
-        for first in range(0, len(models), count):
-            own = "".join(f" {name}={value}" for name, value in models[first].fields.items())
+        trainings, count = sub_models(experiment), experiment.orders.count
+        for first in range(0, len(trainings), count):
+            own = "".join(f" {name}={value}" for name, value in trainings[first].fields.items())
             orders = [f"{family}/{order_name(k)}" for k in range(first, first + count)]
             families[family + own] = [name for name in orders if name in new]
         if not experiment.vary:  # a merge of all values has no family of its own

@@ -134,12 +134,12 @@ def _weights(given: Any, chosen: Ingredients, sources: Sequence[Sequence[_Source
     """Return the weights that a merge's `weights` stand for, of all models in turn."""
     where = f"merges.{chosen.merge}.weights"
     kind, value = next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else (given, None)
-    if kind == "validation_loss" and _is_number(value):
+    if kind == "validation_loss" and isinstance(value, int | float) and not isinstance(value, bool):
         losses = [_validation_loss(source, where, planned=planned) for of in sources for source in of]
         return loss_weights([0.0 if None in losses else loss or 0.0 for loss in losses], value)
     if isinstance(given, str) and given in ALONG_TRAINING:
         coefficients = ALONG_TRAINING[given]
-    elif kind == "ema" and _is_number(value) and 0 < value < 1:
+    elif kind == "ema" and isinstance(value, float) and 0 < value < 1:
         coefficients = partial(exponential_moving_average, rate=value)
     else:
         raise UserError(
@@ -178,10 +178,6 @@ def _reference(model: Any, base: str | None = None) -> Any:
     if not any(isinstance(path, str) and path.startswith("/") and {"+", "@"} & set(path) for path in paths):
         return model if base is None else f"{base}+{model}"
     return dict(zip(("model", "lora"), map(_part, paths), strict=False))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _resamples(parameters: Any) -> bool:
