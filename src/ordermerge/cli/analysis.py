@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from ordermerge.cli.options import JSON, WAIT, give_json, names, user_errors
+from ordermerge.imports import quick_imports
 
 
 @click.command()
@@ -22,8 +23,9 @@ def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | N
 
     Values unchanged from the base model, agreement of the task vectors, what resampling will reach; per layer.
     """
-    from ordermerge.eval.inspect.inspection import inspect_models, write_inspection
-    from ordermerge.eval.inspect.tables import print_report
+    with quick_imports():
+        from ordermerge.eval.inspect.inspection import inspect_models, write_inspection
+        from ordermerge.eval.inspect.tables import print_report
 
     found = inspect_models(base, models, dtype=dtype)
     print_report(found)
@@ -46,9 +48,10 @@ def losses(run_directory: Path, models: tuple[str, ...], device: str | None, bat
 
     Run it again to go on after an interruption: models whose losses are there are skipped.
     """
-    from ordermerge.commands.losses import take_losses
-    from ordermerge.commands.measure import Machine
-    from ordermerge.commands.step_losses import take_step_losses
+    with quick_imports():
+        from ordermerge.commands.losses import take_losses
+        from ordermerge.commands.measure import Machine
+        from ordermerge.commands.step_losses import take_step_losses
 
     if steps and models:
         raise click.UsageError("--steps measures all models of the run; leave out --model")
@@ -70,7 +73,8 @@ def imbalance(run_directory: Path, bins: int, seed: int) -> None:
 
     Figures, their data and all numbers go to RUN/imbalance.
     """
-    from ordermerge.eval.imbalance.analysis import analyse
+    with quick_imports():
+        from ordermerge.eval.imbalance.analysis import analyse
 
     click.echo(f"numbers: {analyse(run_directory, bins=bins, seed=seed)}", err=True)
 
@@ -95,8 +99,9 @@ def noise(results: tuple[str, ...], differences: tuple[float, ...], tasks: str, 
     """
     from dataclasses import asdict
 
-    from ordermerge.commands.noise import measure_noise
-    from ordermerge.eval.comparison.noise import print_noise
+    with quick_imports():
+        from ordermerge.commands.noise import measure_noise
+        from ordermerge.eval.comparison.noise import print_noise
 
     found = measure_noise(results, tasks=names(tasks), differences=differences)
     if not give_json(asdict(found), json_file):
@@ -118,10 +123,11 @@ def curve(run_directory: Path, merge: str | None, sample: int, seed: int, json_f
     """
     from dataclasses import asdict
 
-    from ordermerge.commands.curve import make_curve
-    from ordermerge.commands.report import write_report
-    from ordermerge.commands.run_comparison import compare_run
-    from ordermerge.eval.comparison.curve import print_curves
+    with quick_imports():
+        from ordermerge.commands.curve import make_curve
+        from ordermerge.commands.report import write_report
+        from ordermerge.commands.run_comparison import compare_run
+        from ordermerge.eval.comparison.curve import print_curves
 
     plan, curves = make_curve(run_directory, merge, sample=sample, seed=seed)
     compare_run(plan)
@@ -137,7 +143,8 @@ def curve(run_directory: Path, merge: str | None, sample: int, seed: int, json_f
 @user_errors
 def report(run_directory: Path) -> None:
     """Write report.md and report.html of a RUN directory anew, as after `losses` and `imbalance`."""
-    from ordermerge.commands.report import write_report
+    with quick_imports():
+        from ordermerge.commands.report import write_report
 
     file = write_report(run_directory)
     click.echo(f"{file}\n{file.with_suffix('.html')}")
@@ -148,7 +155,8 @@ def report(run_directory: Path) -> None:
 @user_errors
 def card(run_directory: Path) -> None:
     """Put the scores into the model cards of a RUN directory's merged models, as the hub shows them."""
-    from ordermerge.commands.model_card import write_cards
+    with quick_imports():
+        from ordermerge.commands.model_card import write_cards
 
     for file in write_cards(run_directory):
         click.echo(file)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ordermerge.cli.options import JSON, LM_EVAL_SPELLING, WAIT, evaluation_options, give_json, names, user_errors
+from ordermerge.imports import quick_imports
 
 SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 
@@ -23,7 +24,8 @@ def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) ->
     A mergekit recipe (a YAML file) counts as the model that it makes: merged to a temporary folder, scored, removed.
     Options may be written as lm-eval writes them, with underscores. `ordermerge tasks` has tasks for your own data.
     """
-    from ordermerge.commands.evaluate import evaluate_models
+    with quick_imports():
+        from ordermerge.commands.evaluate import evaluate_models
 
     evaluate_models(models, out, {"tasks": names(tasks), **settings})
 
@@ -47,9 +49,10 @@ def compare(
     """
     from dataclasses import asdict
 
-    from ordermerge.commands.compare import compare_results, print_csv, write_files
-    from ordermerge.eval.comparison.table import print_comparison
-    from ordermerge.eval.scoring.table import print_table
+    with quick_imports():
+        from ordermerge.commands.compare import compare_results, print_csv, write_files
+        from ordermerge.eval.comparison.table import print_comparison
+        from ordermerge.eval.scoring.table import print_table
 
     rows, report = compare_results(results, reference=reference, tasks=names(tasks), start=out)
     if out:
@@ -78,8 +81,9 @@ def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -
 
     OUT/model is the merged model, OUT/soup.json says what was tried.
     """
-    from ordermerge.commands.soup import make_soup
-    from ordermerge.config.load import evaluation_section
+    with quick_imports():
+        from ordermerge.commands.soup import make_soup
+        from ordermerge.config.load import evaluation_section
 
     own = {name: options.pop(name) for name in ("out", "method", "base", "metric")}
     given = {"tasks": names(tasks), **{key: value for key, value in options.items() if value not in (None, "")}}

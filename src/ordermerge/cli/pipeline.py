@@ -6,6 +6,7 @@ import click
 
 from ordermerge.cli.options import RUNS_DIR, SET, WAIT, user_errors
 from ordermerge.config import STAGES
+from ordermerge.imports import quick_imports
 
 
 @click.command()
@@ -25,7 +26,8 @@ def run(experiment: Path, dry_run: bool, force: str | None, changes: tuple[str, 
 
     Run it again to go on after an interruption: what is done is not done twice.
     """
-    from ordermerge.commands.run import run_experiment
+    with quick_imports():
+        from ordermerge.commands.run import run_experiment
 
     run_experiment(experiment, runs_dir, changes=changes, force=force, dry_run=dry_run)
 
@@ -62,9 +64,10 @@ def train(
         raise click.UsageError("--cpus-per-order and --gpus-per-order go with --executor ray")
     if order is not None and order.startswith("-"):
         raise click.UsageError(f"--order is a number from 0 on, or the name of a control; got {order}")
-    from ordermerge.commands.run import train_experiment
-    from ordermerge.train.distributed import rank
-    from ordermerge.train.ray_executor import Resources
+    with quick_imports():
+        from ordermerge.commands.run import train_experiment
+        from ordermerge.train.distributed import rank
+        from ordermerge.train.ray_executor import Resources
 
     on_ray = Resources(cpus_per_order or 1, gpus_per_order) if executor == "ray" else None
     directories = train_experiment(experiment, runs_dir, changes=changes, only=order, on_ray=on_ray)
@@ -89,7 +92,8 @@ def orders(experiment: Path, processes: int, json_file: Path | None, changes: tu
 
     The data is loaded and tokenised as training does it, as that decides which samples are left; no model is loaded.
     """
-    from ordermerge.commands.orders import show_orders
+    with quick_imports():
+        from ordermerge.commands.orders import show_orders
 
     show_orders(experiment, changes=changes, processes=processes, json_file=json_file)
 
@@ -108,11 +112,12 @@ def orders(experiment: Path, processes: int, json_file: Path | None, changes: tu
 @user_errors
 def merge(arguments: tuple[str, ...]) -> None:
     """Merge models with mergekit, with the recipe checked first. Takes mergekit-yaml's options."""
-    from mergekit.options import MergeOptions, PrettyPrintHelp
-    from mergekit.scripts.run_yaml import main as mergekit_yaml
+    with quick_imports():
+        from mergekit.options import MergeOptions, PrettyPrintHelp
+        from mergekit.scripts.run_yaml import main as mergekit_yaml
 
-    from ordermerge.commands.merging import merge as merge_recipe
-    from ordermerge.locks import waits
+        from ordermerge.commands.merging import merge as merge_recipe
+        from ordermerge.locks import waits
 
     command = PrettyPrintHelp(
         "merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, *_merge_options()]
@@ -181,7 +186,8 @@ def check(file: Path, deep: bool, changes: tuple[str, ...]) -> None:
         return
     if deep:
         raise click.UsageError("--deep goes with a run directory")
-    from ordermerge.commands.run import check_file
+    with quick_imports():
+        from ordermerge.commands.check_file import check_file
 
     kind = check_file(file, changes)
     click.echo(f"{file}: the {kind} is well-formed")

@@ -1,4 +1,4 @@
-"""`ordermerge run`, `train` and `check`: the whole chain over one run directory, nothing done twice."""
+"""`ordermerge run` and `train`: the whole chain over one run directory, nothing done twice."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -30,8 +30,6 @@ from ordermerge.eval.scoring.table import Row, print_table
 from ordermerge.files import write_text
 from ordermerge.folders import clear_dead, clear_leftovers
 from ordermerge.locks import lock
-from ordermerge.merge_methods.recipe_check.check import check_recipe
-from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.provenance import record
 from ordermerge.run_directory import (
     EXPERIMENT,
@@ -49,7 +47,6 @@ from ordermerge.train.distributed import on_main
 from ordermerge.train.ray_executor import Resources, train_on_ray
 from ordermerge.train.sft import check_training, choose_orders, train_orders, train_steps
 from ordermerge.train.steps import TrainStep
-from ordermerge.yaml_json import read_yaml
 
 
 def run_experiment(
@@ -117,30 +114,6 @@ def train_experiment(
         if on_ray is not None:
             return train_on_ray(experiment, run_directory, only=only, resources=on_ray)
         return train_orders(experiment, run_directory, only=only)
-
-
-def check_file(path: Path, changes: Sequence[str] = ()) -> str:
-    """Check a recipe or an experiment, whichever the file is, and return which it is.
-
-    Args:
-        path: The YAML file.
-        changes: Keys of an experiment to set otherwise than the file does, `KEY=VALUE` each.
-
-    Raises:
-        UserError: With every problem found.
-    """
-    content = read_yaml(path)
-    if "merge_method" in content:
-        if changes:
-            raise UserError(f"{path}: is a recipe; `--set` changes keys of experiments only, so edit the file")
-        kind, problems = "recipe", check_recipe(content)
-    else:
-        kind, problems = "experiment", check_experiment(load_experiment(path, changes))
-    if problems:
-        raise UserError(problems, where=described(path, changes))
-    for warning in recipe_warnings(content) if kind == "recipe" else []:
-        click.echo(f"warning: {warning}", err=True)
-    return kind
 
 
 def _carry_out(plan: Plan, path: Path, changes: Sequence[str], force: str | None) -> None:
