@@ -5,12 +5,14 @@ The bytes are reproducible: no dates, and fixed ids in the SVG.
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib import rc_context
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ordermerge import __version__
 from ordermerge.errors import printable, shortened
@@ -30,6 +32,9 @@ STYLE: Any = {  # matplotlib wants each name as a literal type
     "svg.hashsalt": "ordermerge",
 }
 _DPI = 150
+_NAMED = 3  # of the names of one curve
+_FEW = 4  # highest over lowest value: below that, round values are even steps
+_Values = TypeVar("_Values")
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -41,6 +46,36 @@ def label(text: str, length: int = 32) -> str:
         length: The most characters.
     """
     return shortened(printable(" ".join(text.split())), length)
+
+
+def join_equal(series: Mapping[str, _Values], key: Callable[[_Values], object] = repr) -> dict[str, _Values]:
+    """Return series with equal ones as one, under all their names, a line each: no curve is drawn and named twice.
+
+    Args:
+        series: By name.
+        key: Returns something with a `repr` that equal series share.
+    """
+    names: dict[str, list[str]] = {}
+    for name, values in series.items():
+        names.setdefault(repr(key(values)), []).append(name)
+    found = {}
+    for same in names.values():
+        more = [f"and {len(same) - _NAMED} more"] if len(same) > _NAMED else []
+        found["\n".join([*(f"{label(name)}," for name in same[:_NAMED]), *more]).rstrip(",")] = series[same[0]]
+    return found
+
+
+def scale_by_powers(axis: Axis) -> None:
+    """Give a logarithmic axis round, plainly written values that do not touch each other.
+
+    Args:
+        axis: The axis; what it shows is drawn already.
+    """
+    low, high = axis.get_view_interval()
+    decades = high / low
+    axis.set_major_locator(MaxNLocator(5) if decades < _FEW else LogLocator(subs=(1, 2, 5) if decades < 1000 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def save_figure(

@@ -1,22 +1,214 @@
-"""The figures of a run's report: what each merge gained, and how the sub-models learned."""
+"""The figures of a run's report: scores by price, what each merge gained, and how the sub-models learned."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ordermerge.eval.comparison.curve import Curve as OrdersCurve
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.comparison.table import REFERENCES
-from ordermerge.eval.figures import COLOURS, label, save_figure
-from ordermerge.eval.scoring.table import NO_FILTER
+from ordermerge.eval.figures import COLOURS, join_equal, label, save_figure, scale_by_powers
+from ordermerge.eval.scoring.table import NO_FILTER, digits
 
 MOST_PANELS = 12  # as many as can be looked at; more would take minutes to draw
-_WIDTH = 6.5
-_MARKERS = ("o", "s", "D")
+_WIDTH = 5.8
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+_GREY = "#888888"
+_LINE = 0.19  # of text, in inches
+_SPARSE = 12  # points of a curve: with fewer, each is marked
 _EFFECT_COLUMNS = ("task", "metric", "filter", "model", "reference", "difference", "low", "high", "p_value_holm")
 Curve = Sequence[tuple[int, float]]
+Kind = Literal["base model", "single runs", "means of runs", "controls", "merges"]
+_KINDS: dict[str, dict[str, Any]] = {
+    "base model": {"color": "#000000", "marker": "X"},
+    "single runs": {"color": _GREY, "marker": "."},
+    "means of runs": {"color": "#000000", "marker": "s"},
+    "controls": {"color": COLOURS[1], "marker": "D"},
+    "merges": {"color": COLOURS[0], "marker": "o"},
+}
+
+
+@dataclass(frozen=True)
+class PricedScore:
+    """A model's score, and what the model cost.
+
+    Attributes:
+        model: Its name in tables.
+        kind: What it is.
+        price: Of its training, in runs of one order.
+        score: The score.
+        interval: Ends of the score's interval; None where it has none.
+    """
+
+    model: str
+    kind: Kind
+    price: float
+    score: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class PricePanel:
+    """The scores on one task.
+
+    Attributes:
+        task: The task.
+        metric: Such as "exact_match".
+        filter: lm-eval's filter of the answers.
+        higher_is_better: None where the task does not say.
+        scores: Of each model.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    higher_is_better: bool | None
+    scores: Sequence[PricedScore]
+
+
+def price_figure(panels: Sequence[PricePanel], stem: Path) -> list[Path]:
+    """Draw scores against the price of the training, with their intervals and the models' names.
+
+    Args:
+        panels: At least one; the first `MOST_PANELS` are drawn, the CSV holds all.
+        stem: Where to write, without a suffix.
+
+    Returns:
+        The files: PNG, SVG and CSV.
+    """
+    shown = panels[:MOST_PANELS]
+    heights = [max(2.8, 1.1 + _LINE * sum(1 + name.count("\n") for name in _named_points(panel))) for panel in shown]
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(len(shown), squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for axes, panel, height in zip(grid, shown, heights, strict=True):
+            _paint_prices(axes, panel, height - 1.1)
+        found = [axes.get_legend_handles_labels() for axes in grid]
+        entries = {name: handle for handles, names in found for handle, name in zip(handles, names, strict=True)}
+        figure.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=3)
+
+    columns = ("task", "metric", "filter", "model", "kind", "price", "score", "low", "high")
+    rows = [
+        (panel.task, panel.metric, panel.filter, one.model, one.kind, one.price, one.score,
+         *(one.interval or (None, None)))
+        for panel in panels for one in panel.scores
+    ]  # fmt: skip
+    return save_figure(stem, (_WIDTH, 0.6 + sum(heights)), paint, columns, rows)
+
+
+def _named_points(panel: PricePanel) -> dict[str, PricedScore]:
+    """Return the points that get a name beside the axes: all but the single runs; equal points share one."""
+    named = {one.model: one for one in panel.scores if one.kind != "single runs"}
+    return join_equal(named, lambda one: (one.price, one.score, one.kind))
+
+
+def _paint_prices(axes: Axes, panel: PricePanel, height: float) -> None:
+    """Draw one panel; `height` is that of the axes, in inches."""
+    named = _named_points(panel)
+    scores = [one for one in panel.scores if one.kind == "single runs"] + list(named.values())
+    low, high = _score_limits(panel.scores)
+    points = _side_by_side(scores, low, high)
+    for kind, look in _KINDS.items():
+        chosen = [one for one in scores if one.kind == kind]
+        inside = [(one, *one.interval) for one in chosen if one.interval and low <= one.score <= high]
+        if inside:
+            below = [max(one.score - start, 0) for one, start, _ in inside]
+            above = [max(end - one.score, 0) for one, _, end in inside]
+            x, y = zip(*(points[one.model] for one, _, _ in inside), strict=True)
+            axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=look["color"], elinewidth=1)
+        if chosen:
+            x, y = zip(*(points[one.model] for one in chosen), strict=True)
+            axes.plot(x, y, **look, linestyle="", label=kind, clip_on=False)
+    axes.set_ylim(low, high)
+    prices = sorted({one.price for one in scores})
+    ticks = _apart(prices, 0.05 * prices[-1])
+    axes.set_xticks(ticks, [f"{price:.3g}" for price in ticks])
+    axes.margins(x=0.06)
+    axes.set_xlabel("price (trainings of one order)")
+    better = {True: " (up: better)", False: " (down: better)", None: ""}[panel.higher_is_better]
+    axes.set_ylabel(label(panel.metric) + better)
+    axes.set_title(label(f"{_score_name(panel.task, panel.filter)}: score by price", 60), loc="left")
+    _write_names(axes, {name: (one, points[one.model]) for name, one in named.items()}, height)
+
+
+def _side_by_side(scores: Sequence[PricedScore], low: float, high: float) -> dict[str, tuple[float, float]]:
+    """Return where each point is drawn: those of one price beside each other, what is off the axis at its end."""
+    prices = sorted({one.price for one in scores})
+    step = min([0.025 * (prices[-1] or 1), *(0.06 * (after - before) for before, after in pairwise(prices))])
+    points = {}
+    for price in prices:
+        same = sorted((one for one in scores if one.price == price), key=lambda one: list(_KINDS).index(one.kind))
+        for number, one in enumerate(same):
+            points[one.model] = price + step * (number - (len(same) - 1) / 2), min(max(one.score, low), high)
+    return points
+
+
+def _score_limits(scores: Sequence[PricedScore]) -> tuple[float, float]:
+    """Return the ends of the axis of scores: those of all but the base model, which may lie far off."""
+    ends = [end for one in scores if one.kind != "base model" for end in (one.interval or (one.score,))]
+    ends = ends or [one.score for one in scores]
+    low, high = min(ends), max(ends)
+    span = (high - low) or abs(high) or 1.0
+    near = [one.score for one in scores if low - span <= one.score <= high + span]
+    return min([low, *near]) - 0.06 * span, max([high, *near]) + 0.06 * span
+
+
+def _write_names(axes: Axes, points: Mapping[str, tuple[PricedScore, tuple[float, float]]], height: float) -> None:
+    """Write names and scores in a column right of the axes, each joined to its point by a thin line."""
+    low, high = axes.get_ylim()
+    ordered = sorted(points.items(), key=lambda item: item[1][1][1])
+    sizes = [(1 + name.count("\n")) * _LINE / height for name, _ in ordered]
+    wanted = [(point[1] - low) / (high - low) for _, (_, point) in ordered]
+    for (name, (one, point)), place in zip(ordered, spread(wanted, sizes), strict=True):
+        beyond = "" if low <= one.score <= high else ", off the axis"
+        axes.annotate(
+            f"{name} {digits(one.score)}{beyond}",
+            point,
+            (1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.5, "shrinkB": 3},
+            annotation_clip=False,
+        )
+
+
+def spread(places: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Return places near the given ones where things of these sizes do not overlap, within 0 to 1 if they fit.
+
+    Args:
+        places: Where the middles are wanted, ascending.
+        sizes: Of each.
+    """
+    found: list[float] = []
+    lowest = 0.0
+    for place, size in zip(places, sizes, strict=True):
+        found.append(max(place, lowest + size / 2))
+        lowest = found[-1] + size / 2
+    highest = max(1.0, sum(sizes))
+    for number in reversed(range(len(found))):
+        found[number] = min(found[number], highest - sizes[number] / 2)
+        highest = found[number] - sizes[number] / 2
+    return found
+
+
+def _apart(values: Sequence[float], distance: float) -> list[float]:
+    """Return ascending values without those that are nearer than a distance to the one kept before."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value - kept[-1] >= distance:
+            kept.append(value)
+    return kept
+
+
+def _score_name(task: str, filter_name: str) -> str:
+    return task if filter_name == NO_FILTER else f"{task}, {filter_name}"
 
 
 def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
@@ -36,8 +228,11 @@ def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
         panels.setdefault((one.task, one.metric, one.filter), []).append(one)
     clearest = sorted(panels, key=lambda key: max(map(_clarity, panels[key])), reverse=True)[:MOST_PANELS]
     panels = {key: found for key, found in panels.items() if key in clearest}
-    models = list(dict.fromkeys(one.model for one in report.comparisons))
-    references = [name for name in REFERENCES if any(one.reference == name for one in report.comparisons)]
+    models = _alike(report.comparisons)
+    ranks = list(REFERENCES)
+    references = sorted(
+        dict.fromkeys(_held_against(one) for one in report.comparisons), key=lambda found: ranks.index(found[0])
+    )
 
     def paint(figure: Figure) -> None:
         for axes, (key, found) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
@@ -45,9 +240,26 @@ def effect_figure(report: ComparisonReport, stem: Path) -> list[Path]:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", title="model less", alignment="left")
 
-    height = 0.9 + len(panels) * (0.9 + 0.45 * len(models))
+    row = max(0.42, 0.14 * len(references), _LINE * max(1 + name.count("\n") for name in models))
+    height = 0.5 + _LINE * len(references) + len(panels) * (0.9 + row * len(models))
     rows = [[getattr(one, column) for column in _EFFECT_COLUMNS] for one in report.comparisons]
     return save_figure(stem, (_WIDTH, height), paint, _EFFECT_COLUMNS, rows)
+
+
+def _alike(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """Return the first of the models that are equal in all comparisons, by all their names."""
+    found: dict[str, list[object]] = {}
+    for one in comparisons:
+        numbers = (one.task, one.metric, one.filter, _held_against(one), one.difference, one.low, one.high)
+        found.setdefault(one.model, []).append(numbers)
+    firsts = {model: (model, numbers) for model, numbers in found.items()}
+    return {name: model for name, (model, _) in join_equal(firsts, lambda pair: pair[1]).items()}
+
+
+def _held_against(one: Comparison) -> tuple[str, str]:
+    """Return the kind of the reference, and its name in the legend."""
+    named = {"control": f"the control {one.reference_models[0]}", "model": one.reference_models[0]}
+    return one.reference, label(named.get(one.reference, REFERENCES[one.reference]))
 
 
 def _clarity(one: Comparison) -> float:
@@ -57,31 +269,36 @@ def _clarity(one: Comparison) -> float:
 
 
 def _paint_effects(
-    axes: Axes, key: tuple[str, str, str], found: list[Comparison], models: list[str], references: list[str]
+    axes: Axes,
+    key: tuple[str, str, str],
+    found: list[Comparison],
+    models: Mapping[str, str],
+    references: Sequence[tuple[str, str]],
 ) -> None:
+    shown = list(models.values())
     for place, reference in enumerate(references):
-        chosen = [one for one in found if one.reference == reference]
-        offset = 0.22 * (place - (len(references) - 1) / 2)
+        chosen = [one for one in found if _held_against(one) == reference and one.model in shown]
+        offset = 0.66 / len(references) * (place - (len(references) - 1) / 2)
         axes.errorbar(
             [one.difference for one in chosen],
-            [models.index(one.model) + offset for one in chosen],
+            [shown.index(one.model) + offset for one in chosen],
             xerr=[
                 [max(one.difference - one.low, 0) for one in chosen],
                 [max(one.high - one.difference, 0) for one in chosen],
             ],
-            fmt=_MARKERS[place],
+            fmt=_MARKERS[place % len(_MARKERS)],
             markersize=4.5,
-            color=COLOURS[place],
+            color=COLOURS[place % len(COLOURS)],
             capsize=2,
-            label=label(chosen[0].reference_models[0]) if reference == "model" else REFERENCES[reference],
+            label=reference[1],
         )
     axes.axvline(0, color="#000000", linewidth=0.8)
-    axes.set_yticks(range(len(models)), [label(model) for model in models])
+    axes.set_yticks(range(len(models)), list(models))
     axes.set_ylim(len(models) - 0.5, -0.5)
     task, metric, filter_name = key
     direction = {True: " (right: better)", False: " (left: better)", None: ""}[found[0].higher_is_better]
     axes.set_xlabel(label(f"difference in {metric}{direction}", 60))
-    axes.set_title(label(task if filter_name == NO_FILTER else f"{task}, {filter_name}", 60), loc="left")
+    axes.set_title(label(f"{_score_name(task, filter_name)}: lead over others", 60), loc="left", x=-0.3)
 
 
 def curve_figure(curves: Sequence[OrdersCurve], stem: Path) -> list[Path]:
@@ -115,7 +332,7 @@ def curve_figure(curves: Sequence[OrdersCurve], stem: Path) -> list[Path]:
             axes.set_xticks(sizes)
             axes.set_xlabel("orders merged")
             axes.set_ylabel(label(curve.metric))
-            axes.set_title(label(curve.title, 60), loc="left")
+            axes.set_title(label(f"{curve.title}: score by orders merged", 70), loc="left")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3)
 
@@ -144,15 +361,18 @@ def learning_figure(losses: Mapping[str, Curve], eval_losses: Mapping[str, Curve
         axes = figure.subplots()
         for place, (name, curve) in enumerate(losses.items()):
             colour = COLOURS[place % len(COLOURS)]
-            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1, label=name)
+            marker = "." if len(curve) < _SPARSE else ""
+            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1, marker=marker, label=label(name))
             if eval_losses.get(name):
                 steps, values = zip(*eval_losses[name], strict=True)
                 axes.plot(steps, values, color=colour, marker="o", markersize=4, linestyle="--", linewidth=1)
-        axes.set_xlabel("step" + (" (dashed, dots: validation)" if any(eval_losses.values()) else ""))
-        axes.set_ylabel("loss")
+        validated = any(eval_losses.values())
+        axes.set_title("Loss along the training, by order" + " (dashed: validation)" * validated, loc="left")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats per token)")
         axes.set_yscale("log")
-        for part in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            part(lambda value, _: f"{value:g}")
+        scale_by_powers(axes.yaxis)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(losses) <= len(COLOURS):
             axes.legend()
 

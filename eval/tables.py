@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import IO, TYPE_CHECKING
 
 from ordermerge.errors import printable
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNLIMITED = 10_000
+_HYPHEN = re.compile(r"(?<![^\s(])-(?=[.\d])")  # before a number: a minus sign
+_NUMBER = re.compile(r"[(<+\N{MINUS SIGN}]?[.\d]")
 # What Markdown takes for more than itself; an underscore within a word is none of it.
 _MARKUP = re.compile(r"[\\`*\[\]|~$]|<(?=[A-Za-z/!?])|&(?=[A-Za-z#])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
@@ -24,16 +26,37 @@ def markdown_text(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split())))
 
 
-def markdown_rows(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown.
+def with_minus(text: str) -> str:
+    """Return a text whose negative numbers have a minus sign, which is as wide as a plus, in place of a hyphen.
+
+    Args:
+        text: The text.
+    """
+    return _HYPHEN.sub("\N{MINUS SIGN}", text)
+
+
+def markdown_rows(
+    header: Sequence[str], lines: Iterable[Sequence[str]], marked: Collection[tuple[int, int]] = ()
+) -> str:
+    """Return a table in Markdown; columns of numbers are right-aligned.
 
     Args:
         header: The columns' titles.
         lines: The cells.
+        marked: Line and column of each cell to show in bold type.
     """
-    cells = [[markdown_text(cell) for cell in line] for line in (header, *lines)]
-    cells.insert(1, ["---"] * len(header))
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+    cells = [[with_minus(cell) for cell in line] for line in lines]
+    numbers = [column > 0 and _is_numbers([line[column] for line in cells]) for column in range(len(header))]
+    rule = ["---:" if right else "---" for right in numbers]
+    texts = [[markdown_text(cell) for cell in line] for line in (header, *cells)]
+    for line, column in marked:
+        texts[1 + line][column] = f"**{texts[1 + line][column]}**"
+    return "\n".join("| " + " | ".join(line) + " |" for line in (texts[0], rule, *texts[1:]))
+
+
+def _is_numbers(cells: Sequence[str]) -> bool:
+    found = [cell for cell in cells if cell]
+    return bool(found) and all(map(_NUMBER.match, found))
 
 
 def print_columns(

@@ -47,10 +47,33 @@ def markdown_comparison(report: ComparisonReport) -> str:
             [*_cells(one, columns), _p(one.p_value), _p(one.p_value_holm), _detectable(one)] for one in comparisons
         ]
         parts.append(f"{markdown_text(against)}:\n\n{markdown_rows(header, lines)}")
-    parts += map(markdown_text, comparison_notes(report))
+    parts += map(markdown_text, [*_method_notes(report), *_limit_notes(report)])
+    parts += [*_spread_table(report), *_left_out_table(report)]
     if report.calibration:
         parts += ["### Calibration", markdown_rows(HEADER, calibration_cells(report.calibration)), NOTE]
     return "\n\n".join(parts) + "\n"
+
+
+def _spread_table(report: ComparisonReport) -> Iterator[str]:
+    if report.spreads:
+        yield "### Spread over orders and seeds"
+        lines = [
+            [
+                _title(one.task, one.metric, one.filter),
+                f"{len(one.models)} {one.over}",
+                *map(digits, (one.mean, one.standard_deviation)),
+                ", ".join(one.models),
+            ]
+            for one in report.spreads
+        ]
+        yield markdown_rows(["score", "over", "mean", "standard deviation", "models"], lines)
+
+
+def _left_out_table(report: ComparisonReport) -> Iterator[str]:
+    if report.left_out:
+        yield "### Not compared"
+        lines = [[_title(one.task, one.metric, one.filter), one.reason] for one in report.left_out]
+        yield markdown_rows(["score", "because"], lines)
 
 
 def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> None:
@@ -79,6 +102,19 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
     Args:
         report: The comparison.
     """
+    lines = _method_notes(report)
+    for spread in report.spreads:
+        lines.append(
+            f"{_title(spread.task, spread.metric, spread.filter)} over {len(spread.models)} {spread.over} "
+            f"({', '.join(spread.models)}): mean {digits(spread.mean)}, standard deviation "
+            f"{digits(spread.standard_deviation)}."
+        )
+    for left in report.left_out:
+        lines.append(f"{_title(left.task, left.metric, left.filter)} is not compared: {left.reason}.")
+    return lines + _limit_notes(report)
+
+
+def _method_notes(report: ComparisonReport) -> list[str]:
     lines = []
     if report.comparisons:
         lines += [
@@ -102,17 +138,11 @@ def comparison_notes(report: ComparisonReport) -> list[str]:
     for reference, which in (("single_best", "The best single model"), ("best", "The best model")):
         if any(one.reference == reference for one in report.comparisons):
             lines.append(f"{which} {_BEST_BY[report.best_single_by]}")
-    for spread in report.spreads:
-        lines.append(
-            f"{_title(spread.task, spread.metric, spread.filter)} over {len(spread.models)} {spread.over} "
-            f"({', '.join(spread.models)}): mean {digits(spread.mean)}, standard deviation "
-            f"{digits(spread.standard_deviation)}."
-        )
-    for left in report.left_out:
-        lines.append(f"{_title(left.task, left.metric, left.filter)} is not compared: {left.reason}.")
-    if report.limit is not None:
-        lines.append(limit_note(report.limit))
     return lines
+
+
+def _limit_notes(report: ComparisonReport) -> list[str]:
+    return [] if report.limit is None else [limit_note(report.limit)]
 
 
 def _blocks(report: ComparisonReport) -> Iterator[tuple[str, str, list[Comparison]]]:

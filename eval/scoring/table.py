@@ -8,6 +8,7 @@ from ordermerge.eval.tables import markdown_rows, markdown_text, print_columns
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 NO_FILTER = "none"
+BEST = "Bold: the best score of its column, which by itself does not say that others are worse."
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,15 @@ def result_rows(results: Mapping[str, Any], model: str) -> list[Row]:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Return the table as Markdown.
+    """Return the table as Markdown, with the best of several models' scores in bold type.
 
     Args:
         rows: Scores of any models and tasks.
     """
     header, lines = _layout(rows)
-    return "\n\n".join([markdown_rows(["model", *header], lines), *map(markdown_text, notes(rows))]) + "\n"
+    best = _best_cells(rows, header, [line[0] for line in lines])
+    table = markdown_rows(["model", *header], lines, best)
+    return "\n\n".join([table, *map(markdown_text, [*notes(rows), *([BEST] if best else [])])]) + "\n"
 
 
 def print_table(rows: Sequence[Row], file: IO[str] | None = None) -> None:
@@ -104,7 +107,8 @@ def notes(rows: Iterable[Row]) -> list[str]:
     Args:
         rows: The scores shown.
     """
-    lines = ["± is lm-eval's standard error."]
+    rows = list(rows)
+    lines = ["± is lm-eval's standard error."] if any(row.stderr is not None for row in rows) else []
     models: dict[float, dict[str, None]] = {}
     for row in rows:
         if row.limit is not None:
@@ -123,13 +127,24 @@ def _layout(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return columns, [[model, *(scores.get(title, "") for title in columns)] for model, scores in cells.items()]
 
 
+def _best_cells(rows: Sequence[Row], header: Sequence[str], models: Sequence[str]) -> list[tuple[int, int]]:
+    """Return line and column of the best score of each column that has several, of a known direction."""
+    found = []
+    for column, title in enumerate(header, start=1):
+        scores = [row for row in rows if _title(row) == title]
+        if len(scores) > 1 and (higher := scores[0].higher_is_better) is not None:
+            best = (max if higher else min)(row.value for row in scores)
+            found += [(models.index(row.model), column) for row in scores if row.value == best]
+    return found
+
+
 def _title(row: Row) -> str:
     filter_name = "" if row.filter == NO_FILTER else f" {row.filter}"
     return f"{row.task} {row.metric}{filter_name}{ARROWS[row.higher_is_better]}"
 
 
 def _cell(row: Row) -> str:
-    return f"{digits(row.value)} ± {'N/A' if row.stderr is None else digits(row.stderr)}"
+    return digits(row.value) + ("" if row.stderr is None else f" ± {digits(row.stderr)}")
 
 
 def digits(value: float) -> str:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ordermerge.cli import main
 from ordermerge.commands.html import html_page
-from ordermerge.commands.report import in_short
+from ordermerge.commands.report import tallies
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.run_figures import effect_figure, learning_figure
 
@@ -44,15 +44,16 @@ def test_page_shows_markup_of_names_as_text_and_lets_wide_tables_scroll(tmp_path
     assert "<script>" not in page
     assert "a&lt;script&gt;b" in page
     assert "<title>x&lt;y</title>" in page
-    assert '<div class="table"><table>' in page
+    assert '<div class="table" tabindex="0" role="region" aria-label="table"><table>' in page
 
 
-def test_in_short_counts_what_the_corrected_p_tells_apart() -> None:
-    assert list(in_short(REPORT)) == [
-        "sums exact_match ↑, p corrected for 3 comparisons:\n\n"
-        "- against the mean of the single models: of 2 merged models 1 higher, 1 lower, 0 not told apart\n"
-        "- against the weighted average: of 1 merged models 0 higher, 0 lower, 1 not told apart"
-    ]
+def test_tallies_count_what_the_corrected_p_tells_apart() -> None:
+    assert tallies(REPORT) == (
+        "| merged models | against the mean of the single models | against the weighted average |\n"
+        "| --- | ---: | ---: |\n"
+        "| sums exact_match ↑ | 1 higher, 1 lower | 1 not told apart |\n\n"
+        "By p corrected for 3 comparisons."
+    )
 
 
 def test_figures_come_with_their_data_and_the_same_bytes_again(tmp_path: Path) -> None:

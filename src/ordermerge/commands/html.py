@@ -1,7 +1,9 @@
 """A Markdown report as one self-contained HTML file: pictures inlined, no network, light and dark, wide and narrow."""
 
 import html
+import re
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,43 +20,66 @@ _PAGE = Template("""<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>$title</title>
 <style>
-:root { --ink: #1a1a1a; --paper: #ffffff; --line: #d0d0d0; --shade: #f4f4f4; --link: #0057a0; }
+:root { --ink: #1a1a1a; --paper: #ffffff; --line: #d0d0d0; --shade: #f4f4f4; --link: #0057a0; --shadow: #0004; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484d; --shade: #212429; --link: #7db8ee; }
+  :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484d; --shade: #212429; --link: #7db8ee; --shadow: #fff5; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 54rem; color: var(--ink); background: var(--paper);
+html { scroll-padding-top: 1rem; }
+body { margin: 0; padding: 1rem 1rem 4rem; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.7rem; line-height: 1.2; }
+main { min-width: 0; }
+main > :not(.table) { max-width: 54rem; }
+h1 { margin: .4rem 0 1rem; font-size: 1.7rem; line-height: 1.2; }
 h2 { margin-top: 2.4rem; padding-top: .6rem; border-top: 1px solid var(--line); font-size: 1.25rem; }
 h3 { margin-top: 1.6rem; font-size: 1.05rem; }
 a { color: var(--link); }
-.table { overflow-x: auto; margin: 1rem 0; }
+nav { font-size: .92rem; }
+nav a { display: inline-block; padding: .2rem .8rem .2rem 0; text-decoration: none; }
+nav a:hover { text-decoration: underline; }
+@media (min-width: 70rem) {
+  body { display: grid; grid-template-columns: 12rem minmax(0, 1fr); gap: 0 2.5rem; padding: 1rem 2rem 4rem; }
+  nav { position: sticky; top: 1rem; align-self: start; margin-top: .6rem; }
+  nav a { display: block; }
+}
+/* Two covers scroll with the table, two shadows stay: a shadow shows where there is more. */
+.table { width: fit-content; max-width: 100%; margin: 1rem 0; overflow-x: auto;
+  background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, var(--shadow), transparent) left / .9rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shadow), transparent) right / .9rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { border-bottom-width: 2px; }
-td:not(:first-child) { white-space: nowrap; }
+th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th:last-child, td:last-child { padding-right: .2rem; }
+th { border-bottom-width: 2px; vertical-align: bottom; min-width: 4rem; }
+td { white-space: nowrap; }
+td.words { white-space: normal; min-width: 14rem; max-width: 34rem; }
 code { font: .88em ui-monospace, monospace; background: var(--shade); border-radius: 3px; padding: .1em .25em; }
 pre { padding: .8rem; background: var(--shade); border-radius: 4px; overflow-x: auto; line-height: 1.4; }
 pre code { padding: 0; background: none; }
+blockquote { margin: 0 0 1rem; padding: .1rem 1rem; border-left: 4px solid var(--link); background: var(--shade); }
 figure { margin: 1.2rem 0; }
-figure svg, figure img { width: 100%; max-width: 44rem; height: auto; color: var(--ink); fill: currentColor; }
+figure svg { max-width: 100%; height: auto; color: var(--ink); fill: currentColor; }
 figcaption { font-size: .9rem; }
+@media print { nav { display: none; } .table { background: none; overflow: visible; } }
 </style>
 </head>
 <body>
-$body
+$contents<main>
+$body</main>
 </body>
 </html>
 """)
 # matplotlib's ink and paper: in the page these are the text's colour, and nothing.
 _INK, _PAPER = "#000000", "fill: #ffffff"
+_LONG = 48  # a cell of more characters is wrapped
 
 
 def html_page(markdown: str, title: str, folder: Path, pictures: Collection[Path]) -> str:
     """Return a page; an image `NAME.png` is inlined from `NAME.svg` beside it, and follows the page's colours.
 
-    An SVG may hold scripts: no other than the pictures named here is inlined, whatever the text refers to.
+    An SVG may hold scripts: no other than the pictures named here is inlined, whatever the text refers to. Headings of
+    the second level make a table of contents.
 
     Args:
         markdown: CommonMark with tables; HTML in it is shown as text.
@@ -66,23 +91,38 @@ def html_page(markdown: str, title: str, folder: Path, pictures: Collection[Path
 
     def image(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         token = tokens[index]
-        caption, picture = html.escape(token.content), folder / str(token.attrs["src"])
-        if picture not in pictures:
+        source, caption = str(token.attrs["src"]), html.escape(token.content)
+        if folder / source not in pictures:
             return caption
-        picture = picture.with_suffix(".svg")
-        return (
-            f'<figure role="img" aria-label="{caption}">{_inline(picture)}<figcaption>{caption}</figcaption></figure>'
-        )
+        drawing = _inline((folder / source).with_suffix(".svg"))
+        return f'<figure role="img" aria-label="{caption}">{drawing}<figcaption>{caption}</figcaption></figure>'
 
     def table_open(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-        return '<div class="table"><table>\n'
+        return '<div class="table" tabindex="0" role="region" aria-label="table"><table>\n'
 
     def table_close(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         return "</table></div>\n"
 
     for rule in (image, table_open, table_close):
         parser.add_render_rule(rule.__name__, rule)
-    return _PAGE.substitute(title=html.escape(title), body=parser.render(markdown))
+    tokens = parser.parse(markdown)
+    contents = _contents(tokens)
+    for cell, text in pairwise(tokens):
+        if cell.type == "td_open" and len(text.content) > _LONG:
+            cell.attrSet("class", "words")
+    body = parser.renderer.render(tokens, parser.options, {})
+    return _PAGE.substitute(title=html.escape(title), contents=contents, body=body)
+
+
+def _contents(tokens: Sequence[Token]) -> str:
+    """Return links to the headings of the second level, which are given the names that these need."""
+    links = []
+    for heading, text in pairwise(tokens):
+        if heading.type == "heading_open" and heading.tag == "h2":
+            name = re.sub(r"\W+", "-", text.content.lower()).strip("-")
+            heading.attrSet("id", name)
+            links.append(f'<a href="#{name}">{html.escape(text.content)}</a>')
+    return f'<nav aria-label="Contents">{" ".join(links)}</nav>\n' if links else ""
 
 
 def _inline(picture: Path) -> str:

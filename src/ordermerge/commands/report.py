@@ -3,16 +3,26 @@
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
 from ordermerge.commands.html import html_page
-from ordermerge.commands.prices import annealing_note
-from ordermerge.config.schema import LONGER, MADE_WITH, Experiment
-from ordermerge.config.trainings import branched_price, control_runs, described, sub_models
+from ordermerge.commands.price_table import (
+    INTERVALS,
+    MEAN,
+    PricedModel,
+    headline,
+    main_scores,
+    price_panel,
+    price_table,
+)
+from ordermerge.commands.prices import Price, annealing_note, run_prices
+from ordermerge.config.schema import MADE_WITH, Experiment
+from ordermerge.config.trainings import control_runs, described, sub_models
 from ordermerge.errors import UserError, counted
 from ordermerge.eval.comparison.curve import FIGURE as CURVE_FIGURE
 from ordermerge.eval.comparison.curve import FILE as CURVE
@@ -22,14 +32,15 @@ from ordermerge.eval.comparison.record import Comparison, ComparisonReport, load
 from ordermerge.eval.comparison.table import REFERENCES, markdown_comparison
 from ordermerge.eval.imbalance.analysis import FIGURES as IMBALANCE_FIGURES
 from ordermerge.eval.imbalance.analysis import Findings
-from ordermerge.eval.run_figures import MOST_PANELS, effect_figure, learning_figure
+from ordermerge.eval.run_figures import MOST_PANELS, Kind, PricePanel, effect_figure, learning_figure, price_figure
 from ordermerge.eval.scoring.saved import load_rows
-from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, markdown_table
-from ordermerge.eval.tables import markdown_text
+from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, limit_note, markdown_table
+from ordermerge.eval.tables import markdown_rows, markdown_text
 from ordermerge.files import write_text
 from ordermerge.ingredients import models_in_words
 from ordermerge.locks import lock
 from ordermerge.run_directory import (
+    BASE,
     ENSEMBLE,
     EXPERIMENT,
     REPORT,
@@ -38,6 +49,7 @@ from ordermerge.run_directory import (
     evaluation_folder,
     open_run,
     order_folder,
+    order_name,
     order_record,
     recipe_file,
     scored_models,
@@ -72,18 +84,26 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
     pictures: list[Path] = []
+    models = _priced_models(experiment, run_directory)
+    comparison = _load_comparison(run_directory, rows)
+    panels = [price_panel(found, models) for found in main_scores(rows, tasks, comparison)]
     sections = {
-        "Scores": _scores(rows),
-        "What merging changed": _comparison(run_directory, rows, pictures),
+        "Price and score": _prices(experiment, run_directory, rows, panels, models, comparison, orders, pictures),
+        "Scores": _scores(rows) if len({(row.task, row.metric, row.filter) for row in rows}) > 1 else "",
+        "What merging changed": _comparison(run_directory, comparison, pictures),
         "Number of orders": _curves(experiment, run_directory, pictures),
         "Learning curves": _learning(run_directory, orders, pictures),
         "Position of samples": _imbalance(run_directory, pictures),
         "Models": _models(experiment, run_directory),
-        "Cost": _cost(experiment, orders),
         "Reproduce": _reproduce(run_directory, made) if made else "",
         "Experiment": _fenced(yaml.safe_dump(resolved, sort_keys=False), "yaml"),
     }
-    parts = [f"# {experiment.name}", *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text)]
+    parts = [
+        f"# {experiment.name}",
+        *(f"> {line}" for line in headline(panels, models, comparison)),
+        _made(run_directory, orders),
+        *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text),
+    ]
     text = "\n\n".join(parts) + "\n"
     report = run_directory / REPORT
     write_text(report, text)
@@ -106,60 +126,125 @@ def _trained(folder: Path) -> OrderRecord:
     raise UserError(f"{folder}: not trained yet; `ordermerge run` trains it and writes the report")
 
 
-def _scores(rows: list[Row]) -> str:
-    if not rows:
-        return "Nothing was evaluated: the experiment has no `evaluation` section, or `ordermerge run` did not finish."
-    sizes = dict.fromkeys(f"{markdown_text(row.task)}: {row.n:,} documents." for row in rows if row.n is not None)
-    return "\n\n".join([markdown_table(rows).rstrip(), *sizes, "From lm-eval's results, `eval/MODEL/results_*.json`."])
+def _made(run_directory: Path, orders: list[OrderRecord]) -> str:
+    """Say when the scores were made, by the names of lm-eval's files, and where the rest is."""
+    dates = [path.name[8:18] for path in evaluation_folder(run_directory).glob("*/results_*.json")]
+    when = f", scored {max(dates)}" if dates else ""
+    return f"{counted(len(orders), 'order')} of the same data{when}. As data: {_links(['experiment.yml', REPORT])}."
 
 
-def _comparison(run_directory: Path, rows: list[Row], pictures: list[Path]) -> str:
-    file = evaluation_folder(run_directory) / COMPARISON
-    if not rows or not file.exists():
-        return ""
-    report = load_comparison(file)
-    parts = list(in_short(report))
-    if report.comparisons:
-        figure, *_ = effect_figure(report, run_directory / FIGURES / "effects")
-        caption = f"Differences with their {report.confidence:.0%} intervals"
-        if (metrics := len({(one.task, one.metric, one.filter) for one in report.comparisons})) > MOST_PANELS:
-            caption += f": the {MOST_PANELS} of {metrics} metrics where they are clearest"
-        parts.append(_picture(pictures, run_directory, figure, caption))
-    parts += [
-        markdown_comparison(report),
-        f"From `eval/{COMPARISON}`, which names the sample files behind each number.",
-    ]
+def _links(names: Iterable[str]) -> str:
+    return ", ".join(f"[{markdown_text(name)}]({quote(name)})" for name in names)
+
+
+def _priced_models(experiment: Experiment, run_directory: Path) -> list[PricedModel]:
+    """Return the lines of the table of prices: base model, orders and their mean, controls and theirs, merges."""
+    prices = run_prices(experiment, run_directory)
+    singles = [order_name(k) for k in range(experiment.count)]
+    models = [PricedModel(BASE, "base model", 0, 0, [BASE])]
+    models += _with_mean(singles, MEAN, "single runs", prices)
+    runs = control_runs(experiment)
+    for control in experiment.controls:
+        names = [run.folder for run in runs if run.control == control]
+        models += _with_mean(names, f"mean of {control}", "controls", prices)
+    merged = [*experiment.merges, *([ENSEMBLE] if experiment.evaluation and experiment.evaluation.ensemble else [])]
+    return models + [PricedModel(name, "merges", prices[name].runs, prices[name].samples, [name]) for name in merged]
+
+
+def _with_mean(names: list[str], mean: str, kind: Kind, prices: dict[str, Price]) -> list[PricedModel]:
+    """Return a line of each run, and where there are several one of their mean."""
+    price = prices[names[0]]
+    lines = [PricedModel(name, kind, price.runs, price.samples, [name]) for name in names]
+    several: Kind = "means of runs" if kind == "single runs" else kind
+    return [*lines, PricedModel(mean, several, price.runs, price.samples, names)] if len(names) > 1 else lines
+
+
+def _prices(
+    experiment: Experiment,
+    run_directory: Path,
+    rows: list[Row],
+    panels: list[PricePanel],
+    models: list[PricedModel],
+    comparison: ComparisonReport | None,
+    orders: list[OrderRecord],
+    pictures: list[Path],
+) -> str:
+    """Return the table and the figure of score and price, and what their numbers are."""
+    parts = [price_table(panels, models, comparison)]
+    if panels:
+        figure, *_ = price_figure(panels, run_directory / FIGURES / "prices")
+        parts.append(_picture(pictures, run_directory, figure, "Score by price: what the same training buys"))
+        parts.append(INTERVALS)
+        sizes = dict.fromkeys(f"{markdown_text(row.task)} {row.n:,}" for row in rows if row.n is not None)
+        shown = len(panels)
+        if shown > MOST_PANELS:
+            parts.append(f"Shown: the main scores of {MOST_PANELS} of {shown} tasks; all are below.")
+        if len(sizes) <= MOST_PANELS:
+            parts.append(f"Documents: {', '.join(sizes)}.")
+        parts += [limit_note(limit) for limit in dict.fromkeys(row.limit for row in rows) if limit is not None]
+    else:
+        parts.append(
+            "Nothing was evaluated: the experiment has no `evaluation` section, or `ordermerge run` did not finish."
+        )
+    parts += [note for note in [annealing_note(experiment)] if note]
+    shared = (orders[0].get("branch") or 0) / orders[0]["steps"]
+    common = f"; all share the first {shared:.0%} of their steps, which are trained once" if shared else ""
+    parts.append(
+        f"Price 1: one order, {orders[0]['samples_consumed']:,} samples, {orders[0]['seconds']:,.0f} s here{common}."
+    )
     return "\n\n".join(parts)
 
 
-def in_short(report: ComparisonReport) -> Iterator[str]:
-    """Yield, as Markdown, how many merged models differ from each reference: by metric, or where many, over all.
+def _scores(rows: list[Row]) -> str:
+    return f"{markdown_table(rows).rstrip()}\n\nFrom lm-eval's results, `eval/MODEL/results_*.json`."
+
+
+def _load_comparison(run_directory: Path, rows: list[Row]) -> ComparisonReport | None:
+    file = evaluation_folder(run_directory) / COMPARISON
+    return load_comparison(file) if rows and file.exists() else None
+
+
+def _comparison(run_directory: Path, report: ComparisonReport | None, pictures: list[Path]) -> str:
+    if report is None:
+        return ""
+    parts = [tallies(report)] if report.comparisons else []
+    if report.comparisons:
+        figure, *_ = effect_figure(report, run_directory / FIGURES / "effects")
+        caption = f"Differences with their {report.confidence:.0%} intervals; right of 0 the merged model scores more"
+        if (metrics := len({(one.task, one.metric, one.filter) for one in report.comparisons})) > MOST_PANELS:
+            caption += f": the {MOST_PANELS} of {metrics} metrics where they are clearest"
+        parts.append(_picture(pictures, run_directory, figure, caption))
+    source = f"eval/{COMPARISON}"
+    parts += [markdown_comparison(report), f"From {_links([source])}, which names the sample files behind each number."]
+    return "\n\n".join(parts)
+
+
+def tallies(report: ComparisonReport) -> str:
+    """Return, as a table, how many merged models differ from each reference: by metric, or where many, over all.
 
     Args:
-        report: The comparison.
+        report: The comparison, with at least one.
     """
-    groups: dict[tuple[str, str, str], list[Comparison]] = {}
+    groups: dict[str, list[Comparison]] = {}
     for one in report.comparisons:
-        groups.setdefault((one.task, one.metric, one.filter), []).append(one)
-    corrected = f"p corrected for {len(report.comparisons)} comparisons"
+        name = " ".join([one.task, one.metric, *([] if one.filter == NO_FILTER else [one.filter])])
+        groups.setdefault(name + ARROWS[one.higher_is_better], []).append(one)
     if len(groups) > MOST_PANELS:
-        yield "\n".join([f"{len(groups)} metrics, {corrected}:", "", *_tallies(report.comparisons, "comparisons")])
-        return
-    for (task, metric, filter_name), found in groups.items():
-        title = markdown_text(f"{task} {metric}{'' if filter_name == NO_FILTER else ' ' + filter_name}")
-        head = f"{title}{ARROWS[found[0].higher_is_better]}, {corrected}:"
-        yield "\n".join([head, "", *_tallies(found, "merged models")])
+        groups = {f"{len(groups)} scores": report.comparisons}
+    against = [name for name in REFERENCES if any(one.reference == name for one in report.comparisons)]
+    lines = [
+        [title, *(_tally([one for one in found if one.reference == name]) for name in against)]
+        for title, found in groups.items()
+    ]
+    table = markdown_rows(["merged models", *(f"against {REFERENCES[name]}" for name in against)], lines)
+    return f"{table}\n\nBy p corrected for {counted(len(report.comparisons), 'comparison')}."
 
 
-def _tallies(comparisons: list[Comparison], what: str) -> Iterator[str]:
-    for name, words in REFERENCES.items():
-        if found := [one for one in comparisons if one.reference == name]:
-            sure = [one for one in found if one.told_apart]
-            up = sum(one.difference > 0 for one in sure)
-            yield (
-                f"- against {words}: of {len(found)} {what} {up} higher, {len(sure) - up} lower, "
-                f"{len(found) - len(sure)} not told apart"
-            )
+def _tally(found: list[Comparison]) -> str:
+    sure = [one for one in found if one.told_apart]
+    up = sum(one.difference > 0 for one in sure)
+    kinds = {"higher": up, "lower": len(sure) - up, "not told apart": len(found) - len(sure)}
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
 
 
 def _curves(experiment: Experiment, run_directory: Path, pictures: list[Path]) -> str:
@@ -199,14 +284,17 @@ def _imbalance(run_directory: Path, pictures: list[Path]) -> str:
     words = read_json(folder / "imbalance.json", Findings, remedy=remedy)["in_words"]
     drawn = [folder / f"{name}.png" for name in IMBALANCE_FIGURES]
     shown = [_picture(pictures, run_directory, path, path.stem.replace("_", " ")) for path in drawn if path.is_file()]
-    lines = "\n".join(f"- {markdown_text(line)}" for line in words)
-    return "\n\n".join([lines, *shown, "From `imbalance/imbalance.json`."])
+    lines = "\n".join(f"{'  ' * line.startswith(' ')}- {markdown_text(line)}" for line in words)
+    return "\n\n".join([lines, *shown, f"From {_links(['imbalance/imbalance.json'])}."])
 
 
 def _picture(pictures: list[Path], run_directory: Path, path: Path, caption: str) -> str:
-    """Return a figure of ours in Markdown, and note it among those that the page may show."""
+    """Return a figure of ours in Markdown, with links to its files; note it among those that the page may show."""
     pictures.append(path)
-    return f"![{caption}]({path.relative_to(run_directory).as_posix()})"
+    place = path.relative_to(run_directory)
+    files = [place.with_suffix(f".{suffix}").as_posix() for suffix in ("png", "svg", "csv")]
+    forms = ", ".join(f"[{file.rpartition('.')[2].upper()}]({quote(file)})" for file in files)
+    return f"![{caption}]({quote(place.as_posix())})\n\n{forms}"
 
 
 def _fenced(text: str, language: str = "") -> str:
@@ -238,26 +326,6 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
             f"- `{ENSEMBLE}`: the mean of the {count} sub-models' token probabilities; it costs {count} at inference"
         )
     return "\n".join(lines)
-
-
-def _cost(experiment: Experiment, orders: list[OrderRecord]) -> str:
-    """Say what the merged models cost, because training once for longer is the alternative to them."""
-    shared = (orders[0].get("branch") or 0) / orders[0]["steps"]  # trained once for all
-    share = branched_price(experiment.count, shared) / len(orders)
-    consumed = round(share * sum(order["samples_consumed"] for order in orders))
-    seconds = share * sum(order["seconds"] for order in orders)
-    single = f"A sub-model was trained on {orders[0]['samples_consumed']:,} samples, in {orders[0]['seconds']:,.0f} s."
-    if shared:
-        single += (
-            f" All share the first {shared:.0%} of their steps, so that {len(orders)} cost {share * len(orders):.3g} "
-            "trainings."
-        )
-    if not experiment.merges or len(orders) == 1:
-        return single
-    alternative = annealing_note(experiment) or ""
-    if LONGER not in experiment.controls:
-        alternative += " One run on as many samples costs the same; whether it scores better is not measured here."
-    return f"{single} A merged model used all {len(orders)}: {consumed:,} samples, {seconds:,.0f} s. {alternative}"
 
 
 def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:

@@ -44,17 +44,17 @@ def test_markdown_comparison_exact_text():
         "### t acc ↑, 1,319 documents\n\n"
         "Against the mean of the single models (0.775):\n\n"
         "| model | difference | 95% interval | p | p (Holm) | detectable |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| average | +0.179 | +0.151 to +0.207 | <0.001 | <0.001 | 0.040 |\n"
         "| parameter_selection_resample | +0.179 | +0.151 to +0.207 | <0.001 | <0.001 | 0.040 |\n\n"
         "Against the best single model, order_1 (0.804):\n\n"
         "| model | difference | 95% interval | p | p (Holm) | detectable |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| average | +0.179 | +0.151 to +0.207 | <0.001 | <0.001 | 0.040 |\n\n"
         "Against the weighted average, average (0.954):\n\n"
         "| model | difference | 95% interval | p | p (Holm) | detectable |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
-        "| parameter_selection_resample | -0.001 | -0.010 to 0.000 | 0.040 | 1.000 |  |\n\n"
+        "| --- | ---: | ---: | ---: | ---: | --- |\n"
+        "| parameter_selection_resample | \u22120.001 | \u22120.010 to 0.000 | 0.040 | 1.000 |  |\n\n"
     )
 
 

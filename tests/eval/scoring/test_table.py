@@ -46,11 +46,13 @@ def test_markdown_table_exact_text():
     other = Row("other|model", "gsm8k", "exact_match", "strict-match", 0.0004, 0.0, True, 400)
     assert markdown_table([*result_rows(RESULTS, "base"), other]) == (
         "| model | gsm8k exact_match strict-match ↑ | gsm8k exact_match flexible ↑ | wiki perplexity ↓ | group acc |\n"
-        "| --- | --- | --- | --- | --- |\n"
-        "| base | 0.853 ± 0.011 | 0.900 ± 0.020 | 1.23e+04 ± N/A | 0.500 ± N/A |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| base | **0.853 ± 0.011** | 0.900 ± 0.020 | 1.23e+04 | 0.500 |\n"
         "| other\\|model | 0.0004 ± 0.000 |  |  |  |\n"
         "\n"
         "± is lm-eval's standard error.\n"
+        "\n"
+        "Bold: the best score of its column, which by itself does not say that others are worse.\n"
     )
 
 
