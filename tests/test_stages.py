@@ -6,7 +6,7 @@ import pytest
 
 from ordermerge.errors import UserError
 from ordermerge.files import file_problems, file_records
-from ordermerge.stages import Step, mark_done, unfinished
+from ordermerge.stages import MadeOtherwise, Step, mark_done, unfinished
 
 INPUTS = {"orders": {"seed": 0, "strategy": "random"}, "files": ["a"]}
 
@@ -26,19 +26,44 @@ def test_done_only_after_marking_with_the_same_inputs(tmp_path: Path) -> None:
 
 
 def test_changed_inputs_are_refused_by_name(tmp_path: Path) -> None:
-    done(tmp_path, INPUTS)
-    with pytest.raises(UserError) as caught:
-        step(tmp_path, {"orders": {"seed": 1, "strategy": "random"}, "files": ["a", "b"]}).is_done()
-    text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'x'} was made with other inputs: ")
-    assert '`orders.seed` was 0, is now 1; `files` was ["a"], is now ["a", "b"]. ' in text
-    assert text.endswith("or make it anew: delete it or, in a run, `--force train`")
+    done(tmp_path, INPUTS, "order_0")
+    with pytest.raises(MadeOtherwise) as caught:
+        step(tmp_path, {"orders": {"seed": 1, "strategy": "random"}, "files": ["a", "b"]}, "order_0").is_done()
+    assert str(caught.value) == (
+        f'{tmp_path / "order_0"}: orders.seed: 0, now 1; files: ["a"], now ["a", "b"]: order_0 was made with the old '
+        "values. `ordermerge run --force train` makes that anew; another `name` keeps it"
+    )
 
 
-def test_added_and_removed_keys_are_named(tmp_path: Path) -> None:
-    done(tmp_path, {"a": 1, "b": 2})
-    with pytest.raises(UserError, match=r"`b` was 2, is now null; `c` was null, is now 3"):
-        step(tmp_path, {"a": 1, "c": 3}).is_done()
+def test_an_edit_is_told_once_with_what_depends_on_it_and_what_still_holds(tmp_path: Path) -> None:
+    def steps(rate: float, weight: int) -> list[Step]:
+        orders = [step(tmp_path, {"order": k, "sft": {"rate": rate}}, f"order_{k}") for k in range(3)]
+        merges = [
+            Step("merge", name, tmp_path / name, "m.json", {"recipe": {"weight": of}}, tuple(orders), {"recipe.": ""})
+            for name, of in (("mean", weight), ("drawn", 1))
+        ]
+        models: list[Step | None] = [None, *orders, *merges]
+        named = [(model.name if model else "base", (model,) if model else ()) for model in models]
+        scores = [Step("eval", name, tmp_path / "eval" / name, "t.json", {}, needs) for name, needs in named]
+        return [*orders, *merges, *scores]
+
+    for one in steps(0.1, 1):
+        mark_done(one.output / one.marker, one.inputs, {}, files={}, made_from=one.made_from())
+    for (rate, weight), message in {
+        (0.2, 1): f"{tmp_path}: sft.rate: 0.1, now 0.2: 3 orders, 2 merges and their scores were made with the old "
+        "value. The scores of base still hold. `ordermerge run --force train` makes that anew; another `name` keeps it",
+        (0.1, 2): f"{tmp_path}/mean: weight: 1, now 2: the merge mean and its scores were made with the old value. 3 "
+        "orders, the merge drawn, their scores and the scores of base still hold. `ordermerge run --force merge` makes "
+        "that anew; another `name` keeps it",
+    }.items():
+        with pytest.raises(MadeOtherwise) as caught:
+            unfinished(steps(rate, weight))
+        assert str(caught.value) == message
+    with pytest.raises(MadeOtherwise, match=r"\n  - sft.rate: 0.1, now 0.2: 3 .* value\n  - weight: 1, now 2: the "):
+        unfinished(steps(0.2, 2))
+    assert [one.name for one in unfinished(steps(0.2, 2), "train")] == ["order_0", "order_1", "order_2", "mean"]
+    with pytest.raises(MadeOtherwise, match=r"sft\.rate"):
+        unfinished(steps(0.2, 2), "merge")
 
 
 def test_unreadable_marker_names_the_file_and_the_remedy(tmp_path: Path) -> None:
@@ -54,9 +79,9 @@ def test_unfinished_keeps_the_order_and_reports_all_changes_together(tmp_path: P
     assert unfinished(steps) == [steps[0], steps[2]]
     done(tmp_path, {}, "a")
     done(tmp_path, {}, "c")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(MadeOtherwise) as caught:
         unfinished(steps)
-    assert [problem.split()[0] for problem in caught.value.problems] == [str(tmp_path / name) for name in ("c", "a")]
+    assert [step.name for step, _ in caught.value.changed] == ["c", "a"]
 
 
 def test_a_step_is_done_again_when_what_it_needs_was_made_anew_and_differently(tmp_path: Path) -> None:

@@ -20,16 +20,24 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 from ordermerge.config.schema import CheckpointsSection, Experiment
+from ordermerge.differences import changes
 from ordermerge.errors import UserError, counted
 from ordermerge.files import require_space, write_json
 from ordermerge.folders import finish, new_directory
 from ordermerge.locks import lock
 from ordermerge.run_directory import CHECKPOINTS
-from ordermerge.stages import Step, changes
+from ordermerge.stages import Step
 from ordermerge.train import distributed
 from ordermerge.train.distributed import say
 
 _COMPLETE = "complete.json"
+# Where the experiment has what an order is made from.
+INPUT_KEYS = {
+    "data.fingerprints.": "data.",
+    "checkpoints": "checkpoints.every",
+    "price_of": "orders.count",
+    **dict.fromkeys(("model.weights", "model.files", "model.config", "model.generation"), "model.path"),
+}
 LOGS = "logs"
 _STATE = "state"
 
@@ -92,7 +100,7 @@ def find_resume_point(state: Path, training: TrainingIdentity) -> ResumePoint:
     notes = []
     for folder in sorted(state.glob("checkpoint-*"), key=_step, reverse=True):
         step, before = _step(folder), _read(folder / _COMPLETE)
-        if before and (changed := changes(before["inputs"], _as_json(training.inputs))):
+        if before and (changed := changes(before["inputs"], _as_json(training.inputs), INPUT_KEYS)):
             notes.append(f"was interrupted after step {step} of a training with other inputs: {'; '.join(changed)}")
         elif flaw := problem_of(folder):
             notes.append(f"cannot go on from step {step}: {flaw}")

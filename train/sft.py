@@ -28,6 +28,7 @@ from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel, base_inputs, load_model, load_tokenizer, save_submodel
 from ordermerge.train.callbacks import EndRun, Progress, Saver
 from ordermerge.train.checkpointing import (
+    INPUT_KEYS,
     LOGS,
     ResumePoint,
     TrainingIdentity,
@@ -44,7 +45,7 @@ from ordermerge.train.order_file import check_orders, order_inputs
 from ordermerge.train.order_record import describe, outcome, outcome_lines, warnings, write_record
 from ordermerge.train.samples import Samples, check_data, data_file, load_samples
 from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
-from ordermerge.train.steps import TrainStep, experiment_of
+from ordermerge.train.steps import PRICE_OF, TrainStep, experiment_of
 from ordermerge.train.tokenized import Prepared, fit_problems, permutations_of, prepare, require_agreement
 from ordermerge.train.trainer import OrderTrainer
 from ordermerge.train.trunk import TrunkStep, branch_point, keep_state, remove_used_states, restore_state
@@ -162,7 +163,7 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[TrainStep]:
     if experiment.orders.branch_at:
         folders = tuple(order_folder(run_directory, order) for order in range(len(models)))
         trunk, place = Training(TRUNK, 0), run_directory / "orders" / TRUNK
-        known: dict[str, Any] = {"experiment": experiment, "training": trunk, "tails": folders}
+        known: dict[str, Any] = {"experiment": experiment, "training": trunk, "tails": folders, "keys": INPUT_KEYS}
         trunks = (TrunkStep("train", TRUNK, place, ORDER_RECORD, _inputs(experiment, trunk, common), **known),)
     named = [(order_name(k), order_folder(run_directory, k), model, trunks) for k, model in enumerate(models)]
     named += [(run.folder, control_folder(run_directory, run.folder), run, ()) for run in control_runs(experiment)]
@@ -170,7 +171,8 @@ def order_steps(experiment: Experiment, run_directory: Path) -> list[TrainStep]:
     for name, folder, training, needs in named:
         own = experiment_of(experiment, training)
         inputs = {"order": training.order, **_inputs(own, training, common)}
-        steps.append(TrainStep("train", name, folder, ORDER_RECORD, inputs, needs, experiment=own, training=training))
+        known = {"experiment": own, "training": training, "keys": INPUT_KEYS}
+        steps.append(TrainStep("train", name, folder, ORDER_RECORD, inputs, needs, **known))
     return steps
 
 
@@ -191,7 +193,7 @@ def _inputs(experiment: Experiment, training: Training, common: dict[str, Any]) 
     """Return what a training is made from: what is common, and what its own experiment says."""
     inputs = {**common, "sft": {name: value for name, value in experiment.sft.items() if name not in WITHOUT_EFFECT}}
     if training.control == LONGER:
-        inputs["price_of"] = experiment.count
+        inputs[PRICE_OF] = experiment.count
     if experiment.lora is not None:
         inputs["lora"] = experiment.lora
     if experiment.checkpoints.every is not None:

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 
 from ordermerge.config.schema import CheckpointsSection, Experiment
 from ordermerge.config.trainings import Training
-from ordermerge.stages import Step
+from ordermerge.files import fingerprint
+from ordermerge.stages import Marker, Step
+
+PRICE_OF = "price_of"  # in the inputs of `longer`: how many orders it costs as much as
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,16 @@ class TrainStep(Step):
 
     experiment: Experiment = field(kw_only=True, repr=False, compare=False)
     training: Training = field(kw_only=True)
+
+    def adds_to(self, record: Marker) -> bool:
+        """Return whether orders were added and nothing else changed: `longer` then has a higher price to match.
+
+        Args:
+            record: What its marker holds.
+        """
+        before, now = record["inputs"].get(PRICE_OF), self.inputs.get(PRICE_OF)
+        grown = before is not None and now is not None and before < now
+        return grown and record["fingerprint"] == fingerprint({**self.inputs, PRICE_OF: before})
 
 
 def experiment_of(experiment: Experiment, training: Training) -> Experiment:

@@ -17,8 +17,9 @@ from ordermerge.eval.scoring.harness import LoadedTask, evaluate_model, free_mem
 from ordermerge.eval.scoring.hub import offline_if_unreachable
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.saved import load_rows, marker_name
+from ordermerge.eval.scoring.steps import KEYS, SIZES, ScoringStep, sizes
 from ordermerge.eval.scoring.table import Row
-from ordermerge.eval.scoring.task_files import local_identity, untold_reads
+from ordermerge.eval.scoring.task_files import local_data, local_identity, untold_reads
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
 from ordermerge.files import file_records, write_text
 from ordermerge.folders import new_directory
@@ -141,7 +142,7 @@ def evaluation_steps(
         settings: What is asked of lm-eval; a relative include path starts at the working directory.
         out: Where the results go.
     """
-    common = settings.model_dump(exclude=NOT_INPUTS)
+    common, data = settings.model_dump(exclude=NOT_INPUTS), local_data(settings)
     tasks = {
         task: {"evaluation": common, "task": task, "files": files} for task, files in local_identity(settings).items()
     }
@@ -150,7 +151,9 @@ def evaluation_steps(
         needs = (model,) if isinstance(model, Step) else model if isinstance(model, tuple) else ()
         identity = {"model": model} if isinstance(model, dict) else {}
         steps += [
-            Step(STAGE, name, out / name, marker_name(task), {**inputs, **identity}, needs)
+            ScoringStep(
+                STAGE, name, out / name, marker_name(task), {**inputs, **identity}, needs, KEYS, data=data[task]
+            )
             for task, inputs in tasks.items()
         ]
     return steps
@@ -196,15 +199,16 @@ def _score_or_explain(
     """Score one model, and return why that failed, or None."""
     folder = steps[0].output
     chosen = {step.inputs["task"]: tasks[step.inputs["task"]] for step in steps}
-    began = {step.marker: step.made_from() for step in steps}
+    began = {step.marker: (step.made_from(), sizes(step)) for step in steps}
     try:
         with model as opened, _filled(folder) as partial:
             files = evaluate_model(opened, manager, chosen.values(), settings, partial)
             made = record(Path.cwd())
             for step in steps if files is not None else []:
-                noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made}
+                made_from, bytes_read = began[step.marker]
+                noted = {"tasks": chosen[step.inputs["task"]].names, **(files or {}), **made, SIZES: bytes_read}
                 written = file_records(partial, [noted["results"], *noted["samples"].values()])
-                mark_done(partial / step.marker, step.inputs, noted, files=written, made_from=began[step.marker])
+                mark_done(partial / step.marker, step.inputs, noted, files=written, made_from=made_from)
     except Exception as error:  # whatever a checkpoint or backend raises must not lose the models after it
         write_text(folder / ERROR_FILE, traceback.format_exc())
         return f"{explained(error)} (traceback: {folder / ERROR_FILE})"

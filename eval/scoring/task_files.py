@@ -10,6 +10,7 @@ from ordermerge.eval.scoring.tasks import GLOB, found_entries
 from ordermerge.eval.task_data import PACK, located
 from ordermerge.files import fingerprint, fingerprint_path
 
+LINE_SUFFIXES = (".jsonl", ".csv")
 _MOST_NAMED = 20  # files that a marker lists by name
 
 
@@ -87,11 +88,37 @@ def untold_reads(settings: EvaluationSection) -> list[str]:
     ]
 
 
-def _entry_identity(entry: Any, settings: EvaluationSection) -> dict[str, str]:
+def local_data(settings: EvaluationSection) -> dict[str, dict[str, Path]]:
+    """Return the files of one document a line that the local tasks read: their documents may be added to.
+
+    Args:
+        settings: What is asked of lm-eval.
+
+    Returns:
+        For each task asked for, its files by where `local_identity` has their fingerprints: "NAME.FILE".
+    """
+    return {
+        task: {
+            f"{name}.{path.name}": path
+            for name, entry in found.items()
+            if _is_local(entry)
+            for path in _entry_paths(entry, settings)
+            if path.suffix in LINE_SUFFIXES
+        }
+        for task, found in found_entries(settings).items()
+    }
+
+
+def _entry_paths(entry: Any, settings: EvaluationSection) -> list[Path]:
+    """Return the code and the data that a local task reads."""
     code = task_code(entry.cfg)
     paths = {*code.files, *code.reads, *_data_paths(entry), *(_read_by_us(entry, settings) or ())}
     paths |= _beside(entry, (".py", *DATA_SUFFIXES) if code.untold else (".py",))
-    content = {path: fingerprint_path(path) for path in sorted({path.resolve() for path in paths if path.exists()})}
+    return sorted({path.resolve() for path in paths if path.exists()})
+
+
+def _entry_identity(entry: Any, settings: EvaluationSection) -> dict[str, str]:
+    content = {path: fingerprint_path(path) for path in _entry_paths(entry, settings)}
     files: dict[str, str] = {}
     for path, digest in content.items():
         files[path.name] = files.get(path.name, "") + digest

@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, cast
@@ -10,6 +11,7 @@ from typing import Any, NotRequired, cast
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from ordermerge.differences import changes
 from ordermerge.errors import UserError
 from ordermerge.files import FileRecord, file_problems, fingerprint, write_json
 from ordermerge.yaml_json import read_json
@@ -43,6 +45,7 @@ class Step:
         marker: Its marker file, relative to that folder.
         inputs: JSON-like values: its part of the configuration, and fingerprints of its input files.
         needs: The steps whose outputs it is made from, in order.
+        keys: Where the user finds its inputs, as `changes` takes it.
     """
 
     stage: str
@@ -51,6 +54,7 @@ class Step:
     marker: str
     inputs: dict[str, Any]
     needs: tuple["Step", ...] = field(default=(), repr=False)
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -64,24 +68,36 @@ class Step:
         themselves is asked of them.
 
         Raises:
-            UserError: If it was finished with other inputs, which the message names, or a file of it is missing or
-                has been changed since.
+            MadeOtherwise: If it was finished with other inputs that these do not merely add to.
+            UserError: If a file of it is missing or has been changed since.
         """
         record = self.record()
         if record is None:
             return False
-        if record["fingerprint"] != self.fingerprint:
-            changed = "; ".join(changes(record["inputs"], _plain(self.inputs))) or "its marker was edited"
-            raise UserError(
-                f"{self.output} was made with other inputs: {changed}. Keep it and write elsewhere (another `name` or "
-                f"`--out`), or make it anew: delete it or, in a run, `--force {self.stage}`"
-            )
+        if self.is_otherwise():
+            if self.adds_to(record):
+                return False
+            changed = changes(record["inputs"], _plain(self.inputs), self.keys) or ["its marker was edited"]
+            raise MadeOtherwise([(self, changed)], [self])
         if problems := file_problems(self.output, _without_notes(record)):
             raise UserError(
                 f"{problem}; restore it, or make it anew: delete {self.output} or, in a run, `--force {self.stage}`"
                 for problem in problems
             )
         return record.get("made_from", {}) == self.made_from()
+
+    def is_otherwise(self) -> bool:
+        """Return whether it was finished with other inputs."""
+        record = self.record()
+        return record is not None and record["fingerprint"] != self.fingerprint
+
+    def adds_to(self, record: Marker) -> bool:
+        """Return whether its inputs hold all that it was finished with, and more: then it is made anew unasked.
+
+        Args:
+            record: What its marker holds.
+        """
+        return False
 
     def record(self) -> Marker | None:
         """Return what its marker holds, None where there is none.
@@ -109,24 +125,65 @@ class Step:
         return {need.name: need.made() for need in self.needs}
 
 
-def unfinished(steps: Iterable[Step]) -> list[Step]:
+class MadeOtherwise(UserError):
+    """Finished steps were made with other inputs than they have now.
+
+    Args:
+        changed: Each such step, and what changed, in the user's words.
+        steps: All steps at hand: some need the changed ones, some still hold.
+        remedy: What to do, as a sentence.
+    """
+
+    def __init__(self, changed: Sequence[tuple[Step, list[str]]], steps: Sequence[Step], remedy: str = ""):
+        self.changed, self.steps = changed, steps
+        together: dict[tuple[int, ...], list[str]] = {}
+        for phrase in dict.fromkeys(phrase for _, phrases in changed for phrase in phrases):
+            affected = _with_dependents([step for step, phrases in changed if phrase in phrases], steps)
+            together.setdefault(affected, []).append(phrase)
+        made = [place for place, step in enumerate(steps) if step.record() is not None]
+        lines = []
+        for affected, phrases in together.items():
+            found = [steps[place] for place in affected if place in made]
+            old = "the old value" if len(phrases) == 1 else "the old values"
+            lines.append(f"{'; '.join(phrases)}: {_counted(found)} made with {old}")
+        lost = {place for affected in together for place in affected}
+        holds = _counted([steps[place] for place in made if place not in lost], "still holds", "still hold")
+        stage = min((step.stage for step, _ in changed), key=STAGES.index)
+        remedy = remedy or f"`ordermerge run --force {stage}` makes that anew; another `name` keeps it"
+        place = os.path.commonpath([step.output for step, _ in changed])
+        listed = f" {lines[0]}." if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines) + "\n "
+        super().__init__(f"{place}:{listed} {f'{holds[0].upper()}{holds[1:]}. ' if holds else ''}{remedy}")
+
+
+def unfinished(steps: Iterable[Step], force: str | None = None) -> list[Step]:
     """Return the steps still to do.
 
     Args:
         steps: The steps.
+        force: A stage of which all steps are to be done again; those of later stages may have been made otherwise.
 
     Raises:
-        UserError: If any were done from other inputs, about all of those together.
+        MadeOtherwise: If any were done from other inputs, about all of those together.
+        UserError: If files of any are missing or changed.
     """
-    todo, problems = [], []
+    steps = list(steps)
+    todo, problems, changed = [], [], []
     for step in steps:
         try:
-            if not step.is_done():
+            if step.stage == force or not step.is_done():
                 todo.append(step)
+        except MadeOtherwise as error:
+            if force and STAGES.index(step.stage) > STAGES.index(force):
+                todo.append(step)
+            else:
+                changed += error.changed
         except UserError as error:
             problems += [problem for problem in error.problems if problem not in problems]
+    otherwise = MadeOtherwise(changed, steps) if changed else None
     if problems:
-        raise UserError(problems)
+        raise UserError([*(otherwise.problems if otherwise else []), *problems])
+    if otherwise:
+        raise otherwise
     return todo
 
 
@@ -166,19 +223,32 @@ def recorded_files(marker: Path, *, remedy: str) -> dict[str, FileRecord] | None
     return _without_notes(made) if "files" in made else None
 
 
-def changes(before: Any, now: Any, where: str = "") -> list[str]:
-    """Return one phrase for each place where two JSON-like values differ.
+def _with_dependents(changed: Sequence[Step], steps: Sequence[Step]) -> tuple[int, ...]:
+    """Return the places of some steps, and of those that need them."""
+    known = {id(step) for step in changed}
+    for step in steps:
+        if any(id(need) in known for need in step.needs):
+            known.add(id(step))
+    return tuple(place for place, step in enumerate(steps) if id(step) in known)
 
-    Args:
-        before: A value.
-        now: The other.
-        where: The key that both are found at.
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        parts = [changes(before.get(key), now.get(key), f"{where}.{key}" if where else key) for key in keys]
-        return [phrase for part in parts for phrase in part]
-    return [] if before == now else [f"`{where}` was {_short(before)}, is now {_short(now)}"]
+
+def _counted(steps: Sequence[Step], one: str = "was", many: str = "were") -> str:
+    """Return what some steps have made, and a verb: "3 orders, the merge mean and their scores were"."""
+    trained, merged, scored = (dict.fromkeys(step.name for step in steps if step.stage == stage) for stage in STAGES)
+    orders = [name for name in trained if name.startswith("order_")]
+    parts = [f"{len(orders)} orders"] if len(orders) > 1 else orders
+    parts += [name for name in trained if name not in orders]
+    parts += [f"{len(merged)} merges"] if len(merged) > 1 else [f"the merge {name}" for name in merged]
+    several = len(trained) + len(merged) > 1
+    theirs = {step.name for step in steps if step.stage == "eval" and step.needs} if parts else set()
+    parts += ["their scores" if several else "its scores"] if theirs else []
+    others = [name for name in scored if name not in theirs]
+    if others:
+        parts.append(f"the scores of {', '.join(others) if len(others) <= 3 else f'{len(others)} models'}")
+    if not parts:
+        return ""
+    listed = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{listed} {many if several or scored else one}"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -194,8 +264,3 @@ def _without_notes(made: Made) -> dict[str, FileRecord]:
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(value, default=str))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

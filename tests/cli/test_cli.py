@@ -115,4 +115,4 @@ def test_eval_scores_any_models_and_keeps_the_files(make_family: Callable[..., l
     assert "`gen_kwargs` must be key=value,key=value or a JSON object; got 'temperature'" in bad.output
     changed = CliRunner().invoke(main, ["eval", str(base), *arguments, "--num-fewshot", "1"])
     assert changed.exit_code == 1
-    assert "was made with other inputs: `evaluation.num_fewshot` was null, is now 1" in changed.output
+    assert "evaluation.num_fewshot: not set, now 1: the scores of base were made with the old value" in changed.output

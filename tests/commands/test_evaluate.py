@@ -87,7 +87,7 @@ def test_a_recipe_is_scored_like_the_folder_that_it_makes_one_at_a_time(
     Path("mean.yml").write_text(Path("mean.yml").read_text().replace("weight: 1", "weight: 2"))
     changed = score("mean.yml")
     assert changed.exit_code == 1
-    assert "`model.recipe.parameters.weight` was 1, is now 2" in changed.output
+    assert "recipe.parameters.weight: 1, now 2: the scores of mean.yml were made with the old value" in changed.output
 
 
 def test_a_recipe_that_fails_leaves_nothing_and_loses_no_other_model(

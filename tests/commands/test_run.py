@@ -157,7 +157,7 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     change(experiment, "merges", selected={"merge_method": "parameter_selection", "parameters": {"seed": 1}})
     refused = run(experiment)
     assert refused.exit_code == 1
-    assert '`recipe.parameters` was null, is now {"seed": 1}' in refused.output
+    assert "merges.selected.parameters.seed: not set, now 1: the merge selected and its scores were" in refused.output
     assert "--force merge" in refused.output
     assert times(directory) == before
     forced = run(experiment, "--force", "merge")
@@ -190,11 +190,11 @@ def test_a_changed_order_is_refused_before_anything_is_done(experiment: Path) ->
     change(experiment, "orders", seed=1)
     done = run(experiment)
     assert done.exit_code == 1
-    assert "`orders.seed` was 0, is now 1" in done.output
+    assert "orders.seed: 0, now 1: 2 orders were made with the old value. `--force train` makes that" in done.output
     assert times(directory) == before
     (experiment.parent / "data.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n' * 25)
     change(experiment, "orders", seed=0)
-    assert "`data.fingerprints.train` was" in run(experiment).output
+    assert "data.train: its content has changed: 2 orders" in run(experiment).output
 
 
 def test_all_problems_are_reported_before_anything_is_done(experiment: Path) -> None:

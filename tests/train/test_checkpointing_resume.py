@@ -215,8 +215,8 @@ def test_other_inputs_begin_again_and_are_named(
     (directory,) = train_orders(write(), tmp_path / "run", only=0)
     said = capsys.readouterr().err
     assert (
-        "order_0: was interrupted after step 7 of a training with other inputs: `sft.learning_rate` was 0.5, is now "
-        "0.01; `checkpoints` was 2, is now null\norder_0: begins again with the base model\n"
+        "order_0: was interrupted after step 7 of a training with other inputs: sft.learning_rate: 0.5, now "
+        "0.01; checkpoints.every: 2, now not set\norder_0: begins again with the base model\n"
     ) in said
     assert _files(directory) == whole
 

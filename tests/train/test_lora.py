@@ -147,5 +147,5 @@ def test_untying_the_embeddings_is_refused(tmp_path: Path, make_family: Callable
 
 def test_another_lora_section_is_refused_for_orders_that_are_done(tmp_path: Path, write_lora: Write):
     train_orders(write_lora(), tmp_path, only=0)
-    with pytest.raises(UserError, match=r"`lora.r` was 2, is now 4"):
+    with pytest.raises(UserError, match=r"lora.r: 2, now 4: order_0 was made with the old value"):
         train_orders(write_lora({"r": 4}), tmp_path)

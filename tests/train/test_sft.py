@@ -253,12 +253,12 @@ def test_finished_orders_are_kept_and_a_larger_count_adds_to_them(
 
 def test_other_inputs_are_refused_by_name(tmp_path: Path, write_experiment: Write, records: list[dict[str, str]]):
     train_orders(write_experiment(), tmp_path, only=0)
-    message = r"orders/0 was made with other inputs: `sft.learning_rate` was 0.01, is now 0.1. .* `--force train`"
+    message = r"orders/0: sft.learning_rate: 0.01, now 0.1: order_0 was made with the old value. .* --force train`"
     with pytest.raises(UserError, match=message):
         train_orders(write_experiment(sft={"learning_rate": 0.1}), tmp_path)
-    with pytest.raises(UserError, match=r"`orders.seed` was 0, is now 1"):
+    with pytest.raises(UserError, match=r"orders.seed: 0, now 1"):
         train_orders(write_experiment(orders={"seed": 1}), tmp_path)
-    with pytest.raises(UserError, match=r"`data.fingerprints.train` was"):
+    with pytest.raises(UserError, match=r"data.train: its content has changed"):
         train_orders(write_experiment(lines=records[:-1]), tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_the_number_of_orders_is_an_input_of_rotations_alone(tmp_path: Path, wri
     for strategy in ("random", "batch"):
         assert inputs(strategy, 2) == inputs(strategy, 3) == {"strategy": strategy, "seed": 0}
     train_orders(write_experiment(orders={"strategy": "rotate"}), tmp_path, only=0)
-    with pytest.raises(UserError, match=r"orders/0 was made with other inputs: `orders.count` was 2, is now 3"):
+    with pytest.raises(UserError, match=r"orders/0: orders.count: 2, now 3: order_0 was made with the old value"):
         train_orders(write_experiment(orders={"strategy": "rotate", "count": 3}), tmp_path)
 
 

@@ -11,6 +11,7 @@ from mergekit.options import MergeOptions
 from ordermerge.commands.prices import controls_within, run_prices
 from ordermerge.commands.recipes import complete_recipe, merge_options
 from ordermerge.config.schema import Experiment
+from ordermerge.config.trainings import branched_price, control_runs
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import Roles
 from ordermerge.eval.comparison.record import FILE as COMPARISON
@@ -30,7 +31,7 @@ from ordermerge.run_directory import (
     order_folder,
     order_name,
 )
-from ordermerge.stages import Step, unfinished
+from ordermerge.stages import STAGES, MadeOtherwise, Step, unfinished
 from ordermerge.train.base_model import check_base, is_within_reach
 from ordermerge.train.samples import check_data, data_file, load_samples
 from ordermerge.train.sft import check_training, order_steps
@@ -134,13 +135,38 @@ class Plan:
         Raises:
             UserError: If steps were done from other inputs, about all of those together.
         """
-        todo = [step for step in self.steps if step.stage == force]
-        todo += unfinished(step for step in self.steps if step.stage != force)
-        names = {id(step) for step in todo}
+        try:
+            names = {id(step) for step in unfinished(self.steps, force)}
+        except MadeOtherwise as error:
+            raise MadeOtherwise(error.changed, self.steps, self._remedy(error)) from None
         for step in self.steps:
             if any(id(need) in names for need in step.needs):
                 names.add(id(step))
         return [step for step in self.steps if id(step) in names]
+
+    def _remedy(self, error: MadeOtherwise) -> str:
+        """Return how to get on after an edit, with the price if that is training."""
+        stage = min((step.stage for step, _ in error.changed), key=STAGES.index)
+        price = f" ({self.price():.3g} trainings)" if stage == STAGES[0] else ""
+        if any(phrase.startswith("orders.count:") for _, phrases in error.changed for phrase in phrases):
+            strategy = self.experiment.orders.strategy
+            price += f"; with `strategy: {strategy}` every order depends on how many there are"
+        return f"`--force {stage}` makes that anew{price}; another `name` in the experiment keeps it"
+
+    def price(self) -> float:
+        """Return what all orders and controls cost together, in trainings of one order."""
+        prices, at = run_prices(self.experiment, self.run_directory), self.experiment.orders.branch_at
+        controls = sum(prices[run.folder].runs for run in control_runs(self.experiment))
+        return controls + branched_price(self.experiment.count, at if isinstance(at, float) else 0.0)
+
+    def anew(self, force: str | None) -> list[Step]:
+        """Return the steps that are made anew whatever has been made: the forced ones, later ones made otherwise.
+
+        Args:
+            force: A stage of which all steps are to be done again.
+        """
+        later = STAGES[STAGES.index(force) + 1 :] if force else ()
+        return [step for step in self.steps if step.stage == force or (step.stage in later and step.is_otherwise())]
 
 
 def make_plan(experiment: Experiment, run_directory: Path) -> Plan:
@@ -169,11 +195,12 @@ def _merge_step(experiment: Experiment, run_directory: Path, name: str, orders: 
     recipe = complete_recipe(experiment, run_directory, name, planned=True)
     given = {key: value for key, value in experiment.merges[name].items() if key != "base_model"}
     inputs: dict[str, Any] = {"recipe": given, "dtype": experiment.model.dtype}
+    keys = {"recipe.": f"merges.{name}.", "dtype": "model.dtype", "base": "model.path"}
     if "base_model" in recipe:
         inputs["base"] = identity(str(experiment.merges[name].get("base_model") or experiment.model.reference))
     out, options = merge_folder(run_directory, name), merge_options(experiment, recipe)
     needs = tuple(orders[order] for order in ingredients_of(experiment, name).orders)
-    return MergeStep("merge", name, out, MERGE_MARKER, inputs, needs, recipe, options)
+    return MergeStep("merge", name, out, MERGE_MARKER, inputs, needs, keys, recipe, options)
 
 
 def model_roles(experiment: Experiment, run_directory: Path) -> Roles:

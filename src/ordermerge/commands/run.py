@@ -14,14 +14,14 @@ from mergekit.options import MergeOptions
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
 from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_experiment, make_plan
-from ordermerge.commands.prices import annealing_note
+from ordermerge.commands.prices import annealing_note, run_prices
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
 from ordermerge.commands.run_comparison import compare_run
 from ordermerge.config import STAGES
 from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
-from ordermerge.config.schema import MADE_WITH, Experiment
+from ordermerge.config.schema import LONGER, MADE_WITH, Experiment
 from ordermerge.config.trainings import branched_price, control_runs, sub_models
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.table import print_comparison
@@ -117,11 +117,10 @@ def train_experiment(
 
 
 def _carry_out(plan: Plan, path: Path, changes: Sequence[str], force: str | None) -> None:
-    for step in plan.steps:
-        if step.stage == force:
-            with lock(step.output):
-                (step.output / step.marker).unlink(missing_ok=True)
-                clear_leftovers(step.output)
+    for step in plan.anew(force):
+        with lock(step.output):
+            (step.output / step.marker).unlink(missing_ok=True)
+            clear_leftovers(step.output)
     _write_resolved(plan.experiment, path, changes, plan.run_directory)
     rows: list[Row] = []
     for stage, steps in groupby(plan.steps, key=attrgetter("stage")):
@@ -140,11 +139,19 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
     for stage in STAGES:
         names = dict.fromkeys(step.name for step in plan.steps if step.stage == stage)
         left = dict.fromkeys(step.name for step in todo if step.stage == stage)
-        done = f" ({len(names) - len(left)} done)" if len(left) < len(names) else ""
-        click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{done}", err=True)
+        again = {step.name for step in todo if step.stage == stage and step.record() is not None}
+        counts = {"done": len(names) - len(left), "made anew": len(again)}
+        noted = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{f' ({noted})' if noted else ''}", err=True)
     if isinstance(shared := plan.experiment.orders.branch_at, float) and shared:
         cost = f"{branched_price(plan.experiment.count, shared):.3g} trainings for {plan.experiment.count} orders"
         click.echo(f"  price {cost}, which share the first {shared:.0%} of their steps", err=True)
+    for step in todo:
+        if isinstance(step, TrainStep) and step.training.control == LONGER and step.record() is not None:
+            price = run_prices(plan.experiment, plan.run_directory)[step.name].runs
+            click.echo(
+                f"  {step.name} is trained anew: it costs as much as all orders ({price:.3g} trainings)", err=True
+            )
     if note := annealing_note(plan.experiment):
         click.echo(f"  {note}", err=True)
     for step in todo:

@@ -96,13 +96,13 @@ def test_score_models_done_and_given_inputs_needs_no_model(tmp_path, family, sho
     first = score("1234")
     shutil.rmtree(model)
     assert score("1234") == first
-    with pytest.raises(UserError, match=r'`model\.weights` was "1234", is now "5678"'):
+    with pytest.raises(UserError, match="the model: 1234, now 5678"):
         score("5678")
 
 
 def test_score_models_changed_setting_is_refused_by_name(scored, models, settings):
     with pytest.raises(
-        UserError, match=r"base was made with other inputs: `evaluation\.num_fewshot` was null, is now 2"
+        UserError, match=r"scored0: evaluation\.num_fewshot: not set, now 2: the scores of base, sub0, sub1 were made"
     ):
         score_models(models, change(settings, num_fewshot=2), scored)
 
