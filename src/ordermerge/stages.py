@@ -11,6 +11,7 @@ from typing import Any, NotRequired, cast
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from ordermerge.config import STAGES
 from ordermerge.differences import changes
 from ordermerge.errors import UserError
 from ordermerge.files import FileRecord, file_problems, fingerprint, write_json

@@ -10,6 +10,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.prices import controls_within, run_prices
 from ordermerge.commands.recipes import complete_recipe, merge_options
+from ordermerge.config import STAGES
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import branched_price, control_runs
 from ordermerge.errors import UserError
@@ -31,7 +32,7 @@ from ordermerge.run_directory import (
     order_folder,
     order_name,
 )
-from ordermerge.stages import STAGES, MadeOtherwise, Step, unfinished
+from ordermerge.stages import MadeOtherwise, Step, unfinished
 from ordermerge.train.base_model import check_base, is_within_reach
 from ordermerge.train.samples import check_data, data_file, load_samples
 from ordermerge.train.sft import check_training, order_steps

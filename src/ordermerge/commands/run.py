@@ -150,7 +150,7 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
         if isinstance(step, TrainStep) and step.training.control == LONGER and step.record() is not None:
             price = run_prices(plan.experiment, plan.run_directory)[step.name].runs
             click.echo(
-                f"  {step.name} is trained anew: it costs as much as all orders ({price:.3g} trainings)", err=True
+                f"  {step.name} is trained anew, as it costs what all orders cost: {price:.3g} trainings", err=True
             )
     if note := annealing_note(plan.experiment):
         click.echo(f"  {note}", err=True)
