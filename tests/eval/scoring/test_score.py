@@ -161,7 +161,7 @@ def test_score_models_changed_data_is_refused_by_name(tmp_path, models, own_task
     score_models(one, settings, tmp_path / "out")
     data = own_tasks / "data.jsonl"
     data.write_text(data.read_text().splitlines(keepends=True)[0])
-    with pytest.raises(UserError, match=r"`files\.choice\.data\.jsonl` was"):
+    with pytest.raises(UserError, match=r"evaluation\.tasks\.choice\.data\.jsonl: its content has changed"):
         score_models(one, settings, tmp_path / "out")
 
 
