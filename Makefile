@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .make-venv
 BIN := $(abspath $(VENV))/bin
+COMMITTED := recipes/quickstart/results
 SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 
 .PHONY: quickstart test results lint format clean
@@ -15,20 +16,22 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The committed results: what README.md quotes.
+# The committed results: what README.md and docs/ quote. The study takes hours; what is finished of it is kept.
 results: quickstart
-	$(BIN)/ordermerge run recipes/quickstart/longer.yml
-	for run in quickstart quickstart_longer; do \
-	  rm -rf recipes/quickstart/results/$$run && mkdir -p recipes/quickstart/results/$$run && \
-	  cp -r runs/$$run/report.md runs/$$run/figures recipes/quickstart/results/$$run && rm recipes/quickstart/results/$$run/figures/*.svg || exit 1; done
-	cp runs/quickstart/eval/comparison.json recipes/quickstart/results/quickstart/
+	rm -rf $(COMMITTED)/quickstart && mkdir -p $(COMMITTED)/quickstart/eval
+	cp -r runs/quickstart/report.md runs/quickstart/experiment.yml runs/quickstart/figures $(COMMITTED)/quickstart
+	cp runs/quickstart/eval/comparison.json $(COMMITTED)/quickstart/eval
+	sed -i 's#$(CURDIR)/##g' $(COMMITTED)/quickstart/report.md $(COMMITTED)/quickstart/experiment.yml
 	$(BIN)/ordermerge curve runs/quickstart
-	mkdir -p recipes/quickstart/results/statistics
-	cp runs/quickstart/curve/weighted_average/curve.json recipes/quickstart/results/statistics/
+	mkdir -p $(COMMITTED)/statistics
+	cp runs/quickstart/curve/weighted_average/curve.json $(COMMITTED)/statistics/
 	$(BIN)/ordermerge noise runs/quickstart --difference 0.01 --difference 0.02 --difference 0.05 \
-	  --json recipes/quickstart/results/statistics/noise.json
-	cd runs/quickstart/eval && $(BIN)/ordermerge compare parameter_selection dare_ties --reference weighted_average \
-	  --json ../../../recipes/quickstart/results/statistics/comparison.json
+	  --json $(COMMITTED)/statistics/noise.json
+	cd runs/quickstart/eval && $(BIN)/ordermerge compare parameter_selection tail --reference weighted_average \
+	  --json ../../../$(COMMITTED)/statistics/comparison.json
+	$(BIN)/python recipes/quickstart/make_data.py
+	$(BIN)/python studies/families.py studies/price
+	$(BIN)/python studies/answers.py studies/price
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

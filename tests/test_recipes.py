@@ -11,7 +11,7 @@ from ordermerge.merge_methods.recipe_check.check import check_recipe, needs_firs
 from ordermerge.yaml_json import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
-FILES = sorted(path for path in ROOT.rglob("*.yml"))
+FILES = sorted(path for path in ROOT.rglob("*.yml") if "results" not in path.parts)
 FIELD = ROOT / "field"
 RECIPES = [path for path in FILES if path.parent in (ROOT, FIELD)]
 EXPERIMENTS = [path for path in FILES if path not in RECIPES]
@@ -22,7 +22,7 @@ def name(path: Path) -> str:
 
 
 def test_recipes_were_found() -> None:
-    assert len(EXPERIMENTS) >= 4
+    assert len(EXPERIMENTS) >= 3
     assert len(RECIPES) >= 22
 
 
