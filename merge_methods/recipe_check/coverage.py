@@ -47,12 +47,15 @@ class Group:
     used: Mapping[ModelReference, frozenset[str]]
 
 
-def planned_tasks(staged: Staged, options: MergeOptions) -> tuple[ModelArchitecture, list[SaveTensor]]:
+def planned_tasks(
+    staged: Staged, options: MergeOptions, table: ModelArchitecture | None = None
+) -> tuple[ModelArchitecture, list[SaveTensor]]:
     """Return mergekit's table of a recipe's architecture, and what it plans to make of each tensor.
 
     Args:
         staged: The recipe, with all its models here.
         options: mergekit's options.
+        table: A table in place of mergekit's.
 
     Raises:
         Exception: Of many kinds, where mergekit cannot plan the merge.
@@ -62,7 +65,7 @@ def planned_tasks(staged: Staged, options: MergeOptions) -> tuple[ModelArchitect
     logging.disable(logging.ERROR)  # mergekit and transformers tell each step; a failure is told by its exception
     try:
         config = staged.config.model_copy(deep=True)  # planning rewrites it
-        architecture = get_architecture_info(config, options)
+        architecture = table or get_architecture_info(config, options)
         shape = next(iter(staged.models)).config(trust_remote_code=options.trust_remote_code)
         tasks = MergePlanner(config, architecture, options, shape).plan_to_disk("")
         return architecture, [task for task in tasks if isinstance(task, SaveTensor)]

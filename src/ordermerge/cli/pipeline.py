@@ -162,9 +162,12 @@ def _merge_options() -> list[click.Parameter]:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Of a run directory: read every file that was made, and compare digests.")
+@click.option(
+    "--explain", is_flag=True, help="Of a recipe: what each model is really multiplied with, tensor by tensor."
+)
 @SET
 @user_errors
-def check(file: Path, deep: bool, changes: tuple[str, ...]) -> None:
+def check(file: Path, deep: bool, explain: bool, changes: tuple[str, ...]) -> None:
     """Check a mergekit recipe or an experiment FILE, or that a run directory's files are as they were made.
 
     All problems are reported at once.
@@ -172,8 +175,10 @@ def check(file: Path, deep: bool, changes: tuple[str, ...]) -> None:
     from ordermerge.errors import UserError
 
     if file.is_dir():
-        if changes:
-            raise click.UsageError("--set goes with an experiment file")
+        if changes or explain:
+            raise click.UsageError(
+                f"{'--set goes with an experiment' if changes else '--explain goes with a recipe'} file"
+            )
         from ordermerge.commands.check_run import check_run
 
         problems, old = check_run(file, deep=deep)
@@ -191,3 +196,7 @@ def check(file: Path, deep: bool, changes: tuple[str, ...]) -> None:
 
     kind = check_file(file, changes)
     click.echo(f"{file}: the {kind} is well-formed")
+    if explain:
+        from ordermerge.commands.explain_recipe import explain_recipe
+
+        explain_recipe(file)
