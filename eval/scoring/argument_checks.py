@@ -52,6 +52,8 @@ def argument_problems(settings: EvaluationSection, models: Mapping[str, str]) ->
             yield f'model_args: `{name}` must be a dtype of torch, such as "bfloat16"; got {quoted(value)}'
     if settings.device is not None and not _is_device(settings.device):
         yield f'device: must be a device of torch, such as "cuda:0" or "cpu"; got {quoted(settings.device)}'
+    elif settings.device is not None and (problem := _device_problem(settings.device)):
+        yield problem
     folders = [local_folder(model) for model in models.values()]
     if folders and all(folders) and settings.model_args:
         known = {
@@ -95,6 +97,17 @@ def _is_device(name: str) -> bool:
         return name in ("auto", "mps:0") or bool(torch.device(name))
     except RuntimeError:
         return False
+
+
+def _device_problem(name: str) -> str | None:
+    """Return a sentence if a CUDA device is not there: lm-eval would take the CPU and say nothing."""
+    import torch
+
+    count = torch.cuda.device_count() if name.startswith("cuda") else 1
+    if name == "auto" or (torch.device(name).index or 0) < count:
+        return None
+    there = f"has {', '.join(f'cuda:{index}' for index in range(count))}" if count else "has no CUDA device"
+    return f"device: {name} is not there: torch {there} on this machine; leave `device` out, or choose another"
 
 
 def _backend_arguments() -> list[str]:

@@ -1,7 +1,7 @@
 """What can be wrong with an evaluation, found before a model or a dataset is loaded."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ordermerge.config.schema import EvaluationSection
@@ -12,7 +12,18 @@ from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.task_files import data_problems
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
-from ordermerge.models import HF_BACKENDS, Model, local_folder, members_of, missing_package, model_problem
+from ordermerge.models import (
+    FOLDER_BACKENDS,
+    HF_BACKENDS,
+    Model,
+    local_folder,
+    members_of,
+    missing_package,
+    model_folder,
+    model_problem,
+    near_folder,
+    parts_of,
+)
 
 RESERVED_ARGS = {"pretrained": "the list of models", "batch_size": "`batch_size`", "device": "`device`"}
 
@@ -70,6 +81,27 @@ def settings_problems(settings: EvaluationSection, models: Mapping[str, Model] |
         problems.append("fewshot_as_multiturn: needs `apply_chat_template`; leave one out, or give both")
     members = {member: member for model in (models or {}).values() for member in members_of(model)}
     return [*problems, *number_problems(settings), *argument_problems(settings, members)]
+
+
+def absent_models(models: Iterable[str], settings: EvaluationSection) -> list[str]:
+    """Return a sentence for each model that is neither a folder nor in the local cache, while the hub is out of reach.
+
+    Args:
+        models: Folders or hub ids.
+        settings: What is asked of lm-eval.
+    """
+    if settings.model not in FOLDER_BACKENDS or not is_offline():
+        return []
+    problems, named = [], [part for model in models for part in parts_of(model) if part]
+    for model in dict.fromkeys(named):
+        if model_folder(model, settings.model_args.get("cache_dir")) is None:
+            near = near_folder(model)
+            meant = f"; did you mean {near!r}?" if near else ""
+            problems.append(
+                f"{model}: no such model folder (looked in {Path.cwd()}){meant}; nor is it in the Hugging Face cache, "
+                "and the hub cannot be reached"
+            )
+    return problems
 
 
 def model_problems(models: Mapping[str, Model], settings: EvaluationSection, out: Path) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ordermerge.config.schema import EvaluationSection
 from ordermerge.console import say
 from ordermerge.errors import UserError
-from ordermerge.eval.scoring.checks import model_problems, settings_problems
+from ordermerge.eval.scoring.checks import absent_models, model_problems, settings_problems
 from ordermerge.eval.scoring.explain import explained
 from ordermerge.eval.scoring.harness import LoadedTask, evaluate_model, free_memory, load_tasks
 from ordermerge.eval.scoring.hub import offline_if_unreachable
@@ -97,6 +97,8 @@ def score_models(
         kept = {name: models[name] for name in todo if name not in made}
         used = [member for model in kept.values() for member in members_of(model)]
         network.enter_context(offline_if_unreachable(bool(todo) and on_hub(settings, used)))
+        if problems := absent_models(used, settings):
+            raise UserError(problems)
         for sentence in untold_reads(settings) if todo else []:
             _say(f"warning: {sentence}")
         manager, tasks = _ready(kept, settings, out, todo) if todo else (None, {})
@@ -146,7 +148,7 @@ def evaluation_steps(
     tasks = {
         task: {"evaluation": common, "task": task, "files": files} for task, files in local_identity(settings).items()
     }
-    steps = []
+    steps: list[Step] = []
     for name, model in models.items():
         needs = (model,) if isinstance(model, Step) else model if isinstance(model, tuple) else ()
         identity = {"model": model} if isinstance(model, dict) else {}

@@ -85,6 +85,21 @@ def leaf_tasks(settings: EvaluationSection) -> set[str]:
     return {name for name, entry in reached.items() if entry.kind.name in ("TASK", "PY_TASK")}
 
 
+def listed_tasks(include_path: str | None) -> str:
+    """Return the names of all tasks, groups and tags, one a line: the user's and ours, then lm-eval's own.
+
+    Args:
+        include_path: Folder of the user's tasks.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    settings = EvaluationSection(tasks=["list"], include_path=include_path)
+    local = sorted(_manager(settings, own_collection=False).task_index)
+    everything = sorted(_manager(settings, own_collection=True).task_index)
+    return "\n".join(dict.fromkeys([*local, *everything]))
+
+
 def _manager(settings: EvaluationSection, *, own_collection: bool) -> "TaskManager":
     path = settings.include_path
     if path is not None and not Path(path).is_dir():

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_DIGESTS = re.compile("([0-9a-f]{64})+")
+_DIGESTS = re.compile("[0-9a-f]{64}")
 _PLAIN = re.compile(r"[\w./@+-]+")  # text that needs no quotation marks
 _SHOWN = 60  # characters of a value
 
@@ -37,9 +37,9 @@ def _phrase(where: str, before: Any, now: Any, keys: Mapping[str, str]) -> str:
     if known:
         key = max(known, key=len)
         where = keys[key] + (where[len(key) :] if key.endswith(".") else "")
-    if any(isinstance(value, str) and _DIGESTS.fullmatch(value) for value in (before, now)):
-        return f"{where}: {'is new' if before is None else 'is gone' if now is None else 'its content has changed'}"
     old, new = _text(before), _text(now)
+    if _DIGESTS.search(old) or _DIGESTS.search(new):
+        return f"{where}: {'is new' if before is None else 'is gone' if now is None else 'its content has changed'}"
     alike = next((i for i, pair in enumerate(zip(old, new, strict=False)) if len(set(pair)) > 1), 0)
     return f"{where}: {_short(old, alike)}, now {_short(new, alike)}"
 

@@ -1,5 +1,6 @@
 """A model by folder or hub id: its name in tables, what identifies it, whether it is there and whole."""
 
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -20,11 +21,14 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # with a revision, as me
 NOT_LOADED = (".md", ".log", ".yml")
 # Of a repository, what other programs load.
 _NOT_LOADED = ["*.gguf", "*.onnx*", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "consolidated*", "*.mlmodel"]
+RUN_FILE = "experiment.yml"  # in a run directory: the resolved experiment
 MERGE_MARKER = "ordermerge.json"  # holds the time that a merge took: the same merge, made again, is the same model
 
 
 def model_names(models: Sequence[str]) -> dict[str, str]:
     """Name models by the last part of their path or hub id, with as many parts before it as tell them apart.
+
+    Those of a run directory have its name in theirs: two runs' `orders/0`, scored one after the other, are two models.
 
     Args:
         models: Folders or hub ids.
@@ -42,7 +46,8 @@ def model_names(models: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for model, own in parts.items():
         others = [other for other in parts.values() if other != own]
-        lengths = (n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others))
+        least = 3 if _is_of_run(model) else 1
+        lengths = (n for n in range(least, len(own)) if all(other[-n:] != own[-n:] for other in others))
         name = "-".join(own[-next(lengths, len(own)) :])
         while name in names:  # "a-b" and "a/b"
             name += "_"
@@ -283,6 +288,33 @@ def missing_package(backend: str) -> str | None:
     return None
 
 
+def _is_of_run(model: str) -> bool:
+    """Return whether a model is an order, control or merge in a run directory, RUN/orders/0."""
+    folder = local_folder(model)
+    if folder is None or folder.parent.name not in ("orders", "merges"):
+        return False
+    return (folder.parents[1] / RUN_FILE).is_file()
+
+
+def near_folder(model: str) -> str | None:
+    """Return the model folder whose path is written nearly like this one, None where there is none.
+
+    Args:
+        model: What is no folder.
+    """
+    place = Path("/" if model.startswith("/") else "")
+    for part in Path(os.path.expanduser(model)).parts:
+        if part == "/":
+            continue
+        folders = [entry.name for entry in place.iterdir() if entry.is_dir()]
+        near = [part] if part in folders else difflib.get_close_matches(part, folders, n=1)
+        if not near:
+            return None
+        place /= near[0]
+    names = ("config.json", "adapter_config.json")
+    return str(place) if any((place / name).is_file() for name in names) else None
+
+
 def _parts(model: str) -> tuple[str, ...]:
     folder = local_folder(parts_of(model)[0])
     return folder.parts[1:] or ("root",) if folder else tuple(part for part in model.split("/") if part)
@@ -293,7 +325,9 @@ def _absence(model: str) -> str | None:
     if path.exists():
         return f"{path} is a file; a model is a folder with config.json and weights, or a hub id"
     if not HUB_ID.fullmatch(model) or model.startswith(".") or ("/" in model and path.parent.is_dir()):
-        return f"{path}: no such model folder (looked in {Path(os.path.abspath(path)).parent})"
+        near = near_folder(model)
+        meant = f"; did you mean {near!r}?" if near else ""
+        return f"{path}: no such model folder (looked in {Path(os.path.abspath(path)).parent}){meant}"
     return None
 
 

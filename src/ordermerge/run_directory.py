@@ -15,13 +15,13 @@ from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import control_runs
 from ordermerge.errors import UserError
 from ordermerge.files import fingerprint_file
-from ordermerge.models import MERGE_MARKER, Model
+from ordermerge.models import MERGE_MARKER, RUN_FILE, Model
 from ordermerge.yaml_json import read_json
 
 if TYPE_CHECKING:
     import torch
 
-EXPERIMENT = "experiment.yml"  # the resolved experiment
+EXPERIMENT = RUN_FILE
 REPORT = "report.md"
 FAILURE = "last_failure.log"  # the traceback of what the last command here ended with
 BASE = "base"  # the base model's name in tables

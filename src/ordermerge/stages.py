@@ -168,7 +168,8 @@ def unfinished(steps: Iterable[Step], force: str | None = None) -> list[Step]:
         UserError: If files of any are missing or changed.
     """
     steps = list(steps)
-    todo, problems, changed = [], [], []
+    todo, problems = list[Step](), list[str]()
+    changed: list[tuple[Step, list[str]]] = []
     for step in steps:
         try:
             if step.stage == force or not step.is_done():

@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
 def test_evaluation_options_are_the_fields_of_the_evaluation_section() -> None:
     from ordermerge.config.schema import EvaluationSection
 
-    own = {"models", "out", "json_file", "wait"}
+    own = {"models", "out", "json_file", "wait", "force"}
     given = {parameter.name for parameter in main.commands["eval"].params} - own
     assert given == set(EvaluationSection.model_fields)
 
@@ -59,6 +59,8 @@ def test_version_is_printed() -> None:
         ["run", "x", "--no-such"],
         ["run", "x", "--force", "cook"],
         ["eval", "m"],
+        ["eval", "--tasks", "t"],
+        ["run", "x", "--json"],
         ["inspect", "m"],
         ["inspect", "--base", "b"],
         ["train", "x", "--order", "-1"],

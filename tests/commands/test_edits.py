@@ -187,6 +187,18 @@ def test_added_documents_tasks_and_merges_go_on_and_nothing_else_is_made(place: 
     assert "17 documents" in (place / "runs/tiny/report.md").read_text()
 
 
+def test_plan_and_report_are_there_as_json(finished: Path) -> None:
+    planned = json.loads(run(finished, "--dry-run", "--json").stdout)
+    assert planned["stages"]["merge"] == {"todo": [], "done": ["average", "first"]}
+    assert (planned["name"], planned["trainings"]) == ("tiny", 4)
+    told = CliRunner().invoke(main, ["report", str(finished / "runs/tiny"), "--json"])
+    assert told.exit_code == 0, told.output
+    numbers = json.loads(told.stdout)
+    assert [row["model"] for row in numbers["scores"]] == ["base", "order_0", "order_1", "longer", "average", "first"]
+    assert numbers["comparison"]["comparisons"]
+    assert Path(numbers["report"]).is_file()
+
+
 def test_changed_documents_are_refused(place: Path) -> None:
     lines = (place / "tasks" / "test.jsonl").read_text().splitlines(keepends=True)
     (place / "tasks" / "test.jsonl").write_text("".join([*lines[1:], *lines]))

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
+from huggingface_hub import constants
 from mergekit.options import MergeOptions
 
 import ordermerge.commands.temporary_merge
@@ -88,6 +90,47 @@ def test_a_recipe_is_scored_like_the_folder_that_it_makes_one_at_a_time(
     changed = score("mean.yml")
     assert changed.exit_code == 1
     assert "recipe.parameters.weight: 1, now 2: the scores of mean.yml were made with the old value" in changed.output
+    assert "`--force` scores that anew; another `--out` keeps it" in changed.output
+    forced = score("mean.yml", "--force", "--json")
+    assert (forced.exit_code, len(made)) == (0, 3)
+    row = json.loads(forced.stdout)[0]
+    assert (row["model"], row["task"], row["n"]) == ("mean.yml", "choice", 12)
+
+
+def test_limits_and_orders_of_several_runs_have_results_of_their_own(place: Path) -> None:
+    for run, model in (("a", "sub0"), ("b", "sub1")):
+        (place / run / "orders").mkdir(parents=True)
+        (place / run / "experiment.yml").touch()
+        (place / run / "orders" / "0").symlink_to((place / model).resolve())
+    for arguments in (["a/orders/0"], ["b/orders/0"], ["b/orders/0", "--limit", "5"], ["b/orders/0", "--limit", "3"]):
+        done = score(*arguments)
+        assert done.exit_code == 0, done.output
+    rows = {row.model: row.n for row in load_rows(Path("out"))}
+    assert rows == {"a-orders-0": 12, "b-orders-0": 12, "b-orders-0-limit5": 5, "b-orders-0-limit3": 3}
+    assert answers("a-orders-0") != answers("b-orders-0")
+
+
+def test_what_is_not_there_is_told_before_anything_is_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    missing = score("sbu0", "org/model")
+    assert missing.exit_code == 1
+    assert "sbu0: no such model folder (looked in" in missing.output
+    assert "did you mean 'sub0'?; nor is it in the Hugging Face cache, and the hub cannot be reached" in missing.output
+    assert "org/model: no such model folder" in missing.output
+    assert "did you mean 'sub1'?" in score("./sbu1").output
+    assert not Path("out").exists()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    done = CliRunner().invoke(main, ["eval", "sub0", "--tasks", "choice", "--include_path", "tasks", "--device=cuda:0"])
+    assert done.exit_code == 1
+    assert "device: cuda:0 is not there: torch has no CUDA device on this machine; leave `device` out" in done.output
+
+
+def test_the_tasks_there_are_are_listed_the_users_own_first(place: Path) -> None:
+    done = CliRunner().invoke(main, ["eval", "--tasks", "list", "--include_path", "tasks"])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines.index("choice") < lines.index("gsm8k")
+    assert "echo" in lines
 
 
 def test_a_recipe_that_fails_leaves_nothing_and_loses_no_other_model(
@@ -132,4 +175,4 @@ def test_an_ensemble_of_copies_scores_as_the_model_and_of_others_as_their_mean(p
     refused = CliRunner().invoke(main, ["eval", *arguments])
     assert "an ensemble is of models with one vocabulary" in refused.output
     changed = score("sub0", "sub1", "--ensemble")
-    assert "`model.ensemble` was [" in changed.output
+    assert "the model: its content has changed" in changed.output

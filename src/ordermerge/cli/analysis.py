@@ -17,8 +17,9 @@ from ordermerge.imports import quick_imports
     help="Compare as a recipe with this dtype would; default: what MODELS are stored in.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Also write inspect.json, CSV tables and a heat map here.")
+@JSON
 @user_errors
-def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | None) -> None:
+def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | None, json_file: Path | None) -> None:
     """Tell from the files of MODELS whether merging them, and resampling, will matter.
 
     Values unchanged from the base model, agreement of the task vectors, what resampling will reach; per layer.
@@ -28,10 +29,11 @@ def inspect(models: tuple[str, ...], base: str, dtype: str | None, out: Path | N
         from ordermerge.eval.inspect.tables import print_report
 
     found = inspect_models(base, models, dtype=dtype)
-    print_report(found)
+    if not give_json(found, json_file):
+        print_report(found)
     if out:
         write_inspection(found, out)
-        click.echo(f"wrote {out}")
+        click.echo(f"wrote {out}", err=True)
 
 
 @click.command()
@@ -139,15 +141,17 @@ def curve(run_directory: Path, merge: str | None, sample: int, seed: int, json_f
 
 @click.command()
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@JSON
 @WAIT
 @user_errors
-def report(run_directory: Path) -> None:
+def report(run_directory: Path, json_file: Path | None) -> None:
     """Write report.md and report.html of a RUN directory anew, as after `losses` and `imbalance`."""
     with quick_imports():
-        from ordermerge.commands.report import write_report
+        from ordermerge.commands.report import report_numbers, write_report
 
     file = write_report(run_directory)
-    click.echo(f"{file}\n{file.with_suffix('.html')}")
+    if not give_json(report_numbers(run_directory), json_file):
+        click.echo(f"{file}\n{file.with_suffix('.html')}")
 
 
 @click.command()

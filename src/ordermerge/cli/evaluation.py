@@ -12,22 +12,46 @@ SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 
 
 @click.command(name="eval", context_settings=LM_EVAL_SPELLING)
-@click.argument("models", nargs=-1, required=True)
-@click.option("--out", default="eval-results", show_default=True, type=click.Path(path_type=Path), help="For results.")
+@click.argument("models", nargs=-1)
+@click.option(
+    "--out",
+    "--output-path",
+    "out",
+    default="eval-results",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="For results.",
+)
+@click.option("--force", is_flag=True, help="Score anew what is scored already, also where it was scored otherwise.")
 @click.option("--ensemble", is_flag=True, help="Score the mean of all MODELS' token probabilities too.")
 @evaluation_options
+@JSON
 @WAIT
 @user_errors
-def evaluate(models: tuple[str, ...], out: Path, tasks: str, **settings: Any) -> None:
+def evaluate(
+    models: tuple[str, ...], out: Path, force: bool, tasks: str, json_file: Path | None, **settings: Any
+) -> None:
     """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table.
 
     A mergekit recipe (a YAML file) counts as the model that it makes: merged to a temporary folder, scored, removed.
-    Options may be written as lm-eval writes them, with underscores. `ordermerge tasks` has tasks for your own data.
+    Options may be written as lm-eval writes them, with underscores. `--tasks list` prints the tasks there are, your own
+    below --include-path first; `ordermerge tasks` has tasks for your own data.
     """
-    with quick_imports():
-        from ordermerge.commands.evaluate import evaluate_models
+    if tasks == "list":
+        from ordermerge.eval.scoring.tasks import listed_tasks
 
-    evaluate_models(models, out, {"tasks": names(tasks), **settings})
+        click.echo(listed_tasks(settings["include_path"]))
+        return
+    if not models:
+        raise click.UsageError("Missing argument 'MODELS...'.")
+    from dataclasses import asdict
+
+    with quick_imports():
+        from ordermerge.commands.evaluate import evaluate_models, print_scores
+
+    rows = evaluate_models(models, out, {"tasks": names(tasks), **settings}, force=force)
+    if not give_json([asdict(row) for row in rows], json_file):
+        print_scores(rows, out, names(tasks))
 
 
 @click.command()

@@ -52,7 +52,7 @@ JSON = click.option(
 # here would cost `--help` its speed. They may be written with lm-eval's underscores.
 LM_EVAL_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 EVALUATION_OPTIONS = (
-    click.option("--tasks", required=True, help="lm-eval task names, comma-separated."),
+    click.option("--tasks", required=True, help="lm-eval task names, comma-separated; `list` prints them."),
     click.option("--include-path", help="Folder of local lm-eval task files."),
     click.option("--metadata", default="", help="For the tasks' data readers: key=value,key=value, or JSON."),
     click.option("--model", default="hf", show_default=True, help='lm-eval\'s model backend, such as "vllm".'),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import RUNS_DIR, SET, WAIT, user_errors
+from ordermerge.cli.options import JSON, RUNS_DIR, SET, WAIT, give_json, user_errors
 from ordermerge.config import STAGES
 from ordermerge.imports import quick_imports
 
@@ -19,17 +19,27 @@ from ordermerge.imports import quick_imports
 )
 @SET
 @RUNS_DIR
+@JSON
 @WAIT
 @user_errors
-def run(experiment: Path, dry_run: bool, force: str | None, changes: tuple[str, ...], runs_dir: Path) -> None:
+def run(
+    experiment: Path,
+    dry_run: bool,
+    force: str | None,
+    changes: tuple[str, ...],
+    runs_dir: Path,
+    json_file: Path | None,
+) -> None:
     """Train, merge, evaluate and report, as the EXPERIMENT file says.
 
     Run it again to go on after an interruption: what is done is not done twice.
     """
+    if json_file is not None and not dry_run:
+        raise click.UsageError("--json goes with --dry-run; `ordermerge report RUN --json` has the results of a run")
     with quick_imports():
         from ordermerge.commands.run import run_experiment
 
-    run_experiment(experiment, runs_dir, changes=changes, force=force, dry_run=dry_run)
+    give_json(run_experiment(experiment, runs_dir, changes=changes, force=force, dry_run=dry_run), json_file)
 
 
 @click.command()
@@ -84,7 +94,7 @@ def train(
     show_default=True,
     help="How many processes will train one order; the strategy `batch` depends on it.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers to this file too.")
+@JSON
 @SET
 @user_errors
 def orders(experiment: Path, processes: int, json_file: Path | None, changes: tuple[str, ...]) -> None:
@@ -93,9 +103,11 @@ def orders(experiment: Path, processes: int, json_file: Path | None, changes: tu
     The data is loaded and tokenised as training does it, as that decides which samples are left; no model is loaded.
     """
     with quick_imports():
-        from ordermerge.commands.orders import show_orders
+        from ordermerge.commands.orders import preview, print_summary
 
-    show_orders(experiment, changes=changes, processes=processes, json_file=json_file)
+    summary = preview(experiment, changes=changes, processes=processes)
+    if not give_json(summary, json_file):
+        print_summary(summary)
 
 
 @click.command(
@@ -166,19 +178,37 @@ def _merge_options() -> list[click.Parameter]:
     "--explain", is_flag=True, help="Of a recipe: what each model is really multiplied with, tensor by tensor."
 )
 @SET
+@JSON
 @user_errors
-def check(file: Path, deep: bool, explain: bool, changes: tuple[str, ...]) -> None:
+def check(file: Path, deep: bool, explain: bool, changes: tuple[str, ...], json_file: Path | None) -> None:
     """Check a mergekit recipe or an experiment FILE, or that a run directory's files are as they were made.
 
     All problems are reported at once.
     """
     from ordermerge.errors import UserError
 
+    if file.is_dir() and explain:
+        raise click.UsageError("--explain goes with a recipe file")
+    try:
+        kind, said = _check(file, deep, changes)
+    except UserError as error:
+        give_json({"file": str(file), "problems": error.problems}, json_file)
+        raise
+    if not give_json({"file": str(file), "kind": kind, "problems": []}, json_file):
+        click.echo(f"{file}: {said}")
+        if explain:
+            from ordermerge.commands.explain_recipe import explain_recipe
+
+            explain_recipe(file)
+
+
+def _check(file: Path, deep: bool, changes: tuple[str, ...]) -> tuple[str, str]:
+    """Return what a file is, and what to say of it, if nothing is wrong with it."""
+    from ordermerge.errors import UserError
+
     if file.is_dir():
-        if changes or explain:
-            raise click.UsageError(
-                f"{'--set goes with an experiment' if changes else '--explain goes with a recipe'} file"
-            )
+        if changes:
+            raise click.UsageError("--set goes with an experiment file")
         from ordermerge.commands.check_run import check_run
 
         problems, old = check_run(file, deep=deep)
@@ -187,16 +217,11 @@ def check(file: Path, deep: bool, explain: bool, changes: tuple[str, ...]) -> No
         if problems:
             raise UserError(problems)
         how = "what they were when made" if deep else "of the size and time they were made with (`--deep` reads them)"
-        click.echo(f"{file}: all other files are {how}" if old else f"{file}: all files are {how}")
-        return
+        return "run", f"all other files are {how}" if old else f"all files are {how}"
     if deep:
         raise click.UsageError("--deep goes with a run directory")
     with quick_imports():
         from ordermerge.commands.check_file import check_file
 
     kind = check_file(file, changes)
-    click.echo(f"{file}: the {kind} is well-formed")
-    if explain:
-        from ordermerge.commands.explain_recipe import explain_recipe
-
-        explain_recipe(file)
+    return kind, f"the {kind} is well-formed"

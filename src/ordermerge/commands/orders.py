@@ -17,7 +17,6 @@ from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError, counted
-from ordermerge.files import write_json
 from ordermerge.train.balance import balance, correlations, mean_positions, positions
 from ordermerge.train.orders import STRATEGIES, epoch_fingerprints
 from ordermerge.train.sft import check_training
@@ -27,14 +26,13 @@ BINS = 8
 MOST_COLUMNS = 12
 
 
-def show_orders(path: Path, *, changes: Sequence[str] = (), processes: int = 1, json_file: Path | None = None) -> None:
-    """Print an experiment's orders, exactly as training will lay them.
+def preview(path: Path, *, changes: Sequence[str] = (), processes: int = 1) -> dict[str, Any]:
+    """Return the numbers of an experiment's orders, exactly as training will lay them.
 
     Args:
         path: The experiment file.
         changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
         processes: How many processes will train one order.
-        json_file: Where to write the numbers too.
 
     Raises:
         UserError: For problems in the parts of the experiment that the orders depend on.
@@ -42,11 +40,7 @@ def show_orders(path: Path, *, changes: Sequence[str] = (), processes: int = 1, 
     experiment = load_experiment(path, changes)
     if problems := check_training(experiment):
         raise UserError(problems, where=described(path, changes))
-    prepared = preview_orders(experiment, processes=processes)
-    summary = summarise(experiment, prepared)
-    if json_file is not None:
-        write_json(json_file, summary)
-    _print(summary)
+    return summarise(experiment, preview_orders(experiment, processes=processes))
 
 
 def summarise(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
@@ -85,7 +79,12 @@ def summarise(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _print(summary: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print what `preview` returned.
+
+    Args:
+        summary: The numbers.
+    """
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:  # rich takes a pipe to be 80 columns wide
         console.width = 200

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -75,6 +76,28 @@ def write_report(run_directory: Path) -> Path:
     experiment = open_run(run_directory)
     with lock(run_directory / REPORT):
         return _write(experiment, run_directory)
+
+
+def report_numbers(run_directory: Path) -> dict[str, Any]:
+    """Return what a run's report is about as JSON-like values: scores, comparison, and where the report is.
+
+    Args:
+        run_directory: The run directory.
+
+    Raises:
+        UserError: As `write_report`.
+    """
+    experiment, report = open_run(run_directory), run_directory / REPORT
+    tasks = experiment.evaluation.tasks if experiment.evaluation else []
+    rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
+    comparison = _load_comparison(run_directory, rows)
+    return {
+        "name": experiment.name,
+        "report": report,
+        "html": report.with_suffix(".html"),
+        "scores": [asdict(row) for row in rows],
+        "comparison": asdict(comparison) if comparison else None,
+    }
 
 
 def _write(experiment: Experiment, run_directory: Path) -> Path:

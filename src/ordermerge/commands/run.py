@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import click
 import yaml
@@ -51,7 +51,7 @@ from ordermerge.train.steps import TrainStep
 
 def run_experiment(
     path: Path, runs_dir: Path, *, changes: Sequence[str] = (), force: str | None = None, dry_run: bool = False
-) -> None:
+) -> dict[str, Any] | None:
     """Do what of an experiment is not done yet, and write the report.
 
     Args:
@@ -60,6 +60,9 @@ def run_experiment(
         changes: Keys to set otherwise than the file does, `KEY=VALUE` each.
         force: A stage to do again; what needs it follows where it comes out different.
         dry_run: Check everything that can be checked, print the plan, and change nothing.
+
+    Returns:
+        The plan of a dry run, as numbers and names.
 
     Raises:
         UserError: For problems in the experiment, and if something was made from another experiment.
@@ -77,9 +80,10 @@ def run_experiment(
     todo = plan.todo(force)
     _print_plan(plan, todo)
     if dry_run:
-        return
+        return _summary(plan, todo)
     with failure_noted(run_directory):
         _carry_out(plan, path, changes, force)
+    return None
 
 
 def train_experiment(
@@ -158,6 +162,15 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
         if isinstance(step, MergeStep) and (reason := by_name_reason(step, plan.experiment.model.reference)):
             click.echo(f"  merges are made by tensor name: {reason}", err=True)
             return  # the models are the same in all of them
+
+
+def _summary(plan: Plan, todo: list[Step]) -> dict[str, Any]:
+    stages = {}
+    for stage in STAGES:
+        left = dict.fromkeys(step.name for step in todo if step.stage == stage)
+        names = dict.fromkeys(step.name for step in plan.steps if step.stage == stage)
+        stages[stage] = {"todo": list(left), "done": [name for name in names if name not in left]}
+    return {"name": plan.experiment.name, "run": plan.run_directory, "trainings": plan.price(), "stages": stages}
 
 
 def _begin_training(
