@@ -7,22 +7,19 @@ and say nothing.
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
+from pydantic import TypeAdapter
 from torch import nn
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_pt_utils import safe_globals
+from typing_extensions import TypedDict
 
 from ordermerge.config.schema import CheckpointsSection, Experiment
 from ordermerge.differences import changes
 from ordermerge.errors import UserError, counted
-from ordermerge.files import require_space, write_json
+from ordermerge.files import FileRecord, file_problems, file_records, require_space, write_json
 from ordermerge.folders import finish, new_directory
 from ordermerge.locks import lock
 from ordermerge.run_directory import CHECKPOINTS
@@ -40,6 +37,19 @@ INPUT_KEYS = {
 }
 LOGS = "logs"
 _STATE = "state"
+_KEPT = "kept.json"  # beside the folder that is filled: the digests of the models that were kept so far
+
+
+class Complete(TypedDict):
+    """What is noted of a whole training checkpoint."""
+
+    inputs: dict[str, Any]
+    processes: int
+    threads: int
+    files: dict[str, FileRecord]
+
+
+_COMPLETE_FORM, _KEPT_FORM = TypeAdapter(Complete), TypeAdapter(dict[int, dict[str, FileRecord]])
 
 
 @dataclass(frozen=True)
@@ -87,22 +97,22 @@ class Saves:
     resumable: frozenset[int]
 
 
-def find_resume_point(state: Path, training: TrainingIdentity) -> ResumePoint:
+def find_resume_point(partial: Path, training: TrainingIdentity) -> ResumePoint:
     """Find where a training goes on, and remove training checkpoints that are of no use to it.
 
     Args:
-        state: The folder of the training checkpoints.
+        partial: The folder to fill.
         training: What is to be trained now.
 
     Raises:
         UserError: If there is a whole checkpoint, but of a training over another number of processes.
     """
-    notes = []
+    notes, state = [], state_directory(partial)
     for folder in sorted(state.glob("checkpoint-*"), key=_step, reverse=True):
-        step, before = _step(folder), _read(folder / _COMPLETE)
+        step, before = _step(folder), read_complete(folder)
         if before and (changed := changes(before["inputs"], _as_json(training.inputs), INPUT_KEYS)):
             notes.append(f"was interrupted after step {step} of a training with other inputs: {'; '.join(changed)}")
-        elif flaw := problem_of(folder):
+        elif (flaw := problem_of(folder) or _kept_problem(partial, step)) or before is None:
             notes.append(f"cannot go on from step {step}: {flaw}")
         elif before["processes"] != training.processes:
             raise UserError(
@@ -130,35 +140,56 @@ def mark_complete(checkpoint: Path, training: TrainingIdentity) -> None:
         training: What it is a part of.
     """
     finish(checkpoint)  # a loss of power must not spare the mark and take the rest
-    files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
-    write_json(checkpoint / _COMPLETE, {**asdict(training), "files": sizes})
+    write_json(checkpoint / _COMPLETE, {**asdict(training), "files": file_records(checkpoint)})
     for other in checkpoint.parent.glob("checkpoint-*"):
         if other != checkpoint:
             shutil.rmtree(other)
 
 
 def problem_of(checkpoint: Path) -> str | None:
-    """Return why a training cannot go on from a checkpoint, or None if it can.
-
-    Its files are really loaded, though without reading all the numbers of weights and optimizer.
+    """Return why a training cannot go on from a checkpoint, or None if all of it is what was written.
 
     Args:
         checkpoint: The folder `checkpoint-N`.
     """
-    complete = _read(checkpoint / _COMPLETE)
-    if not complete:
+    complete = read_complete(checkpoint)
+    if complete is None:
         return f"{checkpoint} was not written to its end"
-    for name, size in complete["files"].items():
-        path = checkpoint / name
-        try:
-            if path.stat().st_size != size:
-                return f"{path} has lost its end, or was changed"
-            if path.parent == checkpoint and path.name != TRAINING_ARGS_NAME:
-                _try_loading(path)
-        except Exception as error:  # whatever a broken file makes its reader raise
-            return f"{path} cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return next(iter(file_problems(checkpoint, complete["files"], deep=True)), None)
+
+
+def read_complete(checkpoint: Path) -> Complete | None:
+    """Return what `mark_complete` has noted; None if it has not.
+
+    Args:
+        checkpoint: The folder `checkpoint-N`.
+    """
+    with suppress(OSError, ValueError):
+        return _COMPLETE_FORM.validate_json((checkpoint / _COMPLETE).read_bytes())
     return None
+
+
+def note_kept(partial: Path, step: int) -> None:
+    """Note the digests of a model that was just kept; for the main process alone.
+
+    Args:
+        partial: The folder that is filled.
+        step: The model's step.
+    """
+    name = f"{CHECKPOINTS}/step-{step}"
+    files = {f"{name}/{file}": of for file, of in file_records(partial / name).items()}
+    write_json(partial.parent / _KEPT, {**kept_files(partial), step: files})
+
+
+def kept_files(partial: Path) -> dict[int, dict[str, FileRecord]]:
+    """Return what `note_kept` has noted: by step, and by path below the folder that is filled.
+
+    Args:
+        partial: The folder that is filled.
+    """
+    with suppress(OSError, ValueError):
+        return _KEPT_FORM.validate_json((partial.parent / _KEPT).read_bytes())
+    return {}
 
 
 @contextmanager
@@ -208,7 +239,9 @@ def prepare_resume_point(partial: Path, training: TrainingIdentity) -> ResumePoi
     Raises:
         UserError: If what is there needs another number of processes.
     """
-    start = find_resume_point(state_directory(partial), training)
+    start = find_resume_point(partial, training)
+    if kept := kept_files(partial):
+        write_json(partial.parent / _KEPT, {step: files for step, files in kept.items() if step <= start.step})
     for path in [*partial.glob(f"{CHECKPOINTS}/step-*"), *partial.iterdir()]:
         if start.step and _is_from_before(path, start.step):
             continue
@@ -282,31 +315,14 @@ def require_disk(needed: int, saves: Saves, directory: Path, orders: int, contro
     say(f"training {what}{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
 
 
-def _try_loading(path: Path) -> None:
-    if path.name == TRAINER_STATE_NAME:
-        TrainerState.load_from_json(str(path))
-    elif path.suffix == ".safetensors":
-        with safe_open(path, framework="np"):
-            pass
-    elif path.suffix in (".pt", ".pth", ".bin"):
-        with safe_globals():
-            torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-
-
-def read_complete(checkpoint: Path) -> dict[str, Any]:
-    """Return what `mark_complete` has noted, empty if it has not.
-
-    Args:
-        checkpoint: The folder `checkpoint-N`.
-    """
-    return _read(checkpoint / _COMPLETE)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+def _kept_problem(partial: Path, last: int) -> str | None:
+    """Return what is wrong with the models that were kept up to a step: they can only be made on the way there."""
+    noted = kept_files(partial)
+    for folder in partial.glob(f"{CHECKPOINTS}/step-*"):
+        if (step := _step(folder)) <= last and step not in noted:
+            return f"nothing says what {folder} held when it was made"
+    files = {name: of for step, made in noted.items() if step <= last for name, of in made.items()}
+    return next(iter(file_problems(partial, files, deep=True)), None)
 
 
 def _as_json(value: Any) -> Any:
@@ -314,12 +330,12 @@ def _as_json(value: Any) -> Any:
 
 
 def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _is_from_before(path: Path, step: int) -> bool:
     if path.name.startswith("step-"):
-        return int(path.name.removeprefix("step-")) <= step
+        return _step(path) <= step
     return path.name in (LOGS, CHECKPOINTS)
 
 

@@ -15,7 +15,7 @@ from ordermerge.stages import Step, mark_done
 from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel
 from ordermerge.train.callbacks import Saver
-from ordermerge.train.checkpointing import LOGS, ResumePoint
+from ordermerge.train.checkpointing import LOGS, ResumePoint, kept_files
 from ordermerge.train.orders import epoch_fingerprints
 from ordermerge.train.samples import Samples
 from ordermerge.train.sft_config import TRAINING_SEED
@@ -112,6 +112,8 @@ def write_record(
     save_file(permutations, folder / PERMUTATIONS)
     noted = {**record, **provenance.record(experiment.directory)}
     files = {name: of for name, of in file_records(folder).items() if not name.startswith((f"{LOGS}/", f"{STATE}/"))}
+    for kept in kept_files(folder).values():
+        files |= kept  # as they were when they were kept
     mark_done(folder / ORDER_RECORD, step.inputs, noted, files=files, made_from=step.made_from())
 
 

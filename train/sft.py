@@ -33,6 +33,7 @@ from ordermerge.train.checkpointing import (
     ResumePoint,
     TrainingIdentity,
     disk_needed,
+    note_kept,
     plan_saves,
     prepare_resume_point,
     require_disk,
@@ -282,6 +283,8 @@ def make_saver(
 
     def keep(number: int) -> None:
         save_submodel(trainer, base, step.experiment, directory / CHECKPOINTS / f"step-{number}")
+        if distributed.rank() == 0:
+            note_kept(directory, number)
 
     part = {}
     if isinstance(step, TrunkStep):

@@ -59,10 +59,10 @@ def branch_point(trunk: Path, training: TrainingIdentity) -> ResumePoint:
         UserError: If its state is damaged, or of another number of processes.
     """
     checkpoint = branch_state(trunk)
-    flaw = "its state is gone" if checkpoint is None else problem_of(checkpoint)
-    if checkpoint is None or flaw:
+    noted = read_complete(checkpoint) if checkpoint else None
+    flaw = problem_of(checkpoint) if checkpoint else "its state is gone"
+    if checkpoint is None or noted is None or flaw:
         raise UserError(f"no order can go on from {trunk}: {flaw}; delete that folder to train the trunk again")
-    noted = read_complete(checkpoint)
     if noted["processes"] != training.processes:
         raise UserError(
             f"{trunk} was trained over {noted['processes']} processes, which {training.processes} cannot go on with; "

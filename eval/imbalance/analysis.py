@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import click
 import numpy as np
@@ -15,7 +15,7 @@ from ordermerge.eval.imbalance.loss_table import LossTable, read_steps, read_tab
 from ordermerge.eval.imbalance.results import EpochResult, analyse_epoch, in_words
 from ordermerge.files import write_json
 from ordermerge.provenance import record
-from ordermerge.run_directory import imbalance_folder, open_run
+from ordermerge.run_directory import imbalance_folder, model_marker, model_paths, open_run, order_name
 
 BINS = 10
 FIGURES = ("figure_1_first", "figure_1_last", "figure_3_first", "figure_3_last", "figure_4")
@@ -26,6 +26,7 @@ class Findings(TypedDict):
     """What is read again of `imbalance.json`."""
 
     in_words: list[str]
+    models: NotRequired[dict[str, str | None]]
 
 
 def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
@@ -64,7 +65,9 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
         steps_figure(out / "figure_4", steps)
     words = _words(table, results)
     words += [f"Position in the {epoch} epoch: the same in all orders; there is no lottery." for epoch in common]
+    names, paths = [*map(order_name, table.orders), *table.merged], model_paths(experiment, run.resolve())
     numbers = {
+        "models": {name: model_marker(paths[name]) for name in names},
         "orders": table.orders,
         "samples": table.samples,
         "unit": table.unit,

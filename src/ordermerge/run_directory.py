@@ -1,7 +1,7 @@
 """The run directory: its files' names, and their readers."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import control_runs
 from ordermerge.errors import UserError
-from ordermerge.files import fingerprint_file
+from ordermerge.files import FileRecord, file_problems, fingerprint_file
 from ordermerge.models import MERGE_MARKER, RUN_FILE, Model
 from ordermerge.yaml_json import read_json
 
@@ -68,6 +68,10 @@ class OrderRecord(TypedDict):
     eval_losses: list[LossAt]
     branch: NotRequired[int | None]
     checkpoints: NotRequired[list[Kept]]
+    versions: NotRequired[dict[str, str]]
+    git_commit: NotRequired[str | None]
+    platform: NotRequired[str]
+    files: NotRequired[dict[str, FileRecord]]
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,18 @@ def model_marker(path: str) -> str | None:
     return next((fingerprint_file(marker) for marker in markers if marker.is_file()), None)
 
 
+def changed_models(experiment: Experiment, run: Path, markers: Mapping[str, str | None]) -> list[str]:
+    """Return the names of models that were made anew, or removed, since something was made of them.
+
+    Args:
+        experiment: The experiment.
+        run: Its run directory.
+        markers: By name, what `model_marker` said then.
+    """
+    paths = model_paths(experiment, run)
+    return [name for name, then in markers.items() if name not in paths or model_marker(paths[name]) != then]
+
+
 def steps_folder(run: Path) -> Path:
     """Return the folder of the losses along the training.
 
@@ -331,5 +347,8 @@ def _read_order(folder: Path) -> OrderPositions:
     if permutations.ndim != 2 or not torch.equal(permutations.sort(dim=1).values, everyone):
         raise UserError(f"{path}: `permutations` must hold, in each line, each number from 0 to {len(ids) - 1} once")
     record = order_record(folder)
+    noted = record.get("files", {}) if record else {}
+    if problems := file_problems(folder, {name: of for name, of in noted.items() if name == PERMUTATIONS}, deep=True):
+        raise UserError(f"{problem}; restore it: these are not the positions it was trained in" for problem in problems)
     batch, data = (record["batch_size"], record["dataset_fingerprint"]) if record else (1, None)
     return OrderPositions(ids, permutations.argsort(dim=1), batch, data)

@@ -16,6 +16,7 @@ from transformers import TrainerState
 
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
+from ordermerge.files import file_problems
 from ordermerge.train.callbacks import Saver
 from ordermerge.train.checkpointing import TrainingIdentity, find_resume_point, mark_complete, problem_of
 from ordermerge.train.sft import train_orders
@@ -141,7 +142,7 @@ def whole(write: Write, tmp_path: Path) -> dict[str, Any]:
     "name",
     ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "complete.json"],
 )
-@pytest.mark.parametrize("broken", ["shortened", "removed", "overwritten"])
+@pytest.mark.parametrize("broken", ["shortened", "removed", "overwritten", "flipped"])
 def test_a_checkpoint_with_a_broken_file_is_not_whole(
     name: str, broken: str, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ):
@@ -151,7 +152,9 @@ def test_a_checkpoint_with_a_broken_file_is_not_whole(
         (copy / path.name).write_bytes(path.read_bytes())
     assert problem_of(copy) is None
     content = (copy / name).read_bytes()
-    (copy / name).write_bytes({"shortened": content[:-40], "removed": b"", "overwritten": bytes(len(content))}[broken])
+    flipped = bytes([content[0] ^ 1]) + content[1:]
+    contents = {"shortened": content[:-40], "removed": b"", "overwritten": bytes(len(content)), "flipped": flipped}
+    (copy / name).write_bytes(contents[broken])
     if broken == "removed":
         (copy / name).unlink()
     assert str(copy) in (problem_of(copy) or "")
@@ -160,12 +163,12 @@ def test_a_checkpoint_with_a_broken_file_is_not_whole(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a whole training checkpoint of a tiny model."""
-    folder = tmp_path_factory.mktemp("state") / "checkpoint-3"
+    folder = tmp_path_factory.mktemp("work") / "state" / "checkpoint-3"
     model = torch.nn.Linear(20, 20)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(20)).sum().backward()
     optimizer.step()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "model.safetensors")
     torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     torch.save(torch.optim.lr_scheduler.ConstantLR(optimizer).state_dict(), folder / "scheduler.pt")
@@ -202,10 +205,51 @@ def test_an_order_without_a_whole_checkpoint_begins_again_and_says_so(
     (directory,) = train_orders(write(), tmp_path / "run", only=0)
     said = capsys.readouterr().err
     where = r"/.*/state/checkpoint-7/optimizer\.pt"
-    assert re.search(rf"order_0: cannot go on from step 7: {where} has lost its end, or was changed\n", said)
+    assert re.search(
+        rf"order_0: cannot go on from step 7: {where}: has \d+ bytes, and had \d+ when it was made\n", said
+    )
     assert "order_0: begins again with the base model\n" in said
     assert _resumed_after(directory) is None
     assert _files(directory) == whole
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [*(f"state/checkpoint-7/{name}" for name in ("model.safetensors", "optimizer.pt", "scheduler.pt")),
+     "0/checkpoints/step-4/model.safetensors", "kept.json"],
+)  # fmt: skip
+def test_damage_that_changes_no_size_is_not_trained_on(
+    damaged: str, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    experiment = write(checkpoints={"every": 4})
+    (expected,) = train_orders(experiment, tmp_path / "expected", only=0)
+    file = _interrupt(experiment, tmp_path / "run", 10).parent / damaged
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[0 if file.suffix == ".json" else len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    (directory,) = train_orders(experiment, tmp_path / "run", only=0)
+    said = capsys.readouterr().err
+    flaw = rf"/.*/{damaged}: is not what it was when it was made \(its SHA-256 is another\)\n"
+    flaw = r"nothing says what /.*/step-4 held when it was made\n" if damaged == "kept.json" else flaw
+    assert re.search(f"order_0: cannot go on from step 7: {flaw}", said)
+    assert "order_0: begins again with the base model\n" in said
+    assert _files(directory) == _files(expected)
+
+
+def test_a_kept_model_that_changes_while_its_order_trains_is_told_afterwards(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def damage(self: Saver, args: Any, state: TrainerState, *rest: Any, **named: Any):
+        if state.global_step == 14:
+            (kept,) = tmp_path.glob("run/orders/.0.partial-*/0/checkpoints/step-8/model.safetensors")
+            kept.write_bytes(bytes(kept.stat().st_size))
+
+    monkeypatch.setattr(Saver, "on_epoch_begin", damage)
+    (directory,) = train_orders(write(checkpoints={"every": 8}), tmp_path / "run", only=0)
+    files = json.loads((directory / "order" / "order.json").read_text())["files"]
+    (problem,) = file_problems(directory, files)
+    assert problem.startswith(f"{directory}/checkpoints/step-8/model.safetensors: is not what it was")
 
 
 def test_other_inputs_begin_again_and_are_named(
@@ -294,12 +338,12 @@ def test_another_number_of_processes_is_refused_and_nothing_lost(checkpoint: Pat
         r"holds an interrupted training over 1 processes, which 2 cannot go on with; start 1, or delete .* to begin"
     )
     with pytest.raises(UserError, match=message):
-        find_resume_point(checkpoint.parent, TrainingIdentity({"order": 0}, 2, 1))
+        find_resume_point(checkpoint.parents[1] / "0", TrainingIdentity({"order": 0}, 2, 1))
     assert problem_of(checkpoint) is None
 
 
 def test_the_number_of_threads_is_kept(checkpoint: Path):
-    start = find_resume_point(checkpoint.parent, TrainingIdentity({"order": 0}, 1, 3))
+    start = find_resume_point(checkpoint.parents[1] / "0", TrainingIdentity({"order": 0}, 1, 3))
     assert (start.checkpoint, start.step, start.threads) == (checkpoint, 3, 1)
     assert start.notes == ["goes on after step 3", "keeps the 1 threads it began with, though 3 are set"]
 

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from ordermerge.run_directory import (
     EXPERIMENT,
     REPORT,
     OrderRecord,
+    changed_models,
     curve_folder,
     evaluation_folder,
     open_run,
@@ -116,9 +117,9 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
         "What merging changed": _comparison(run_directory, comparison, pictures),
         "Number of orders": _curves(experiment, run_directory, pictures),
         "Learning curves": _learning(run_directory, orders, pictures),
-        "Position of samples": _imbalance(run_directory, pictures),
+        "Position of samples": _imbalance(experiment, run_directory, pictures),
         "Models": _models(experiment, run_directory),
-        "Reproduce": _reproduce(run_directory, made) if made else "",
+        "Reproduce": _reproduce(run_directory, made, orders) if made else "",
         "Experiment": _fenced(yaml.safe_dump(resolved, sort_keys=False), "yaml"),
     }
     parts = [
@@ -299,12 +300,18 @@ def _learning(run_directory: Path, orders: list[OrderRecord], pictures: list[Pat
     return f"{picture}\n\nFrom `orders/K/order/order.json`."
 
 
-def _imbalance(run_directory: Path, pictures: list[Path]) -> str:
+def _imbalance(experiment: Experiment, run_directory: Path, pictures: list[Path]) -> str:
     folder = run_directory / "imbalance"
     if not (folder / "imbalance.json").exists():
         return ""
     remedy = f"run `ordermerge imbalance {run_directory}` again, or delete it"
-    words = read_json(folder / "imbalance.json", Findings, remedy=remedy)["in_words"]
+    found = read_json(folder / "imbalance.json", Findings, remedy=remedy)
+    words = found["in_words"]
+    if changed := changed_models(experiment, run_directory.resolve(), found.get("models", {})):
+        return (
+            f"Outdated: {', '.join(changed)} made anew since; `ordermerge losses` and `ordermerge imbalance` analyse "
+            "what is there now."
+        )
     drawn = [folder / f"{name}.png" for name in IMBALANCE_FIGURES]
     shown = [_picture(pictures, run_directory, path, path.stem.replace("_", " ")) for path in drawn if path.is_file()]
     lines = "\n".join(f"{'  ' * line.startswith(' ')}- {markdown_text(line)}" for line in words)
@@ -351,8 +358,7 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
     return "\n".join(lines)
 
 
-def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+def _reproduce(run_directory: Path, made: dict[str, Any], orders: list[OrderRecord]) -> str:
     sets = [word for one in made.get("set") or [] for word in ("--set", str(one))]
     commands = [
         shlex.join(
@@ -366,11 +372,20 @@ def _reproduce(run_directory: Path, made: dict[str, Any]) -> str:
         "- orders: `orders/K/order/` (what was trained on, when), recipes: `recipes/NAME.yml` (each names its command)",
         "- scores: `eval/MODEL/` holds lm-eval's own result and sample files",
         f"- figures: each is there as PNG, SVG and CSV, in `{FIGURES}/` and `imbalance/`",
-        f"- commit: {made['git_commit'] or 'not in a git checkout'}",
-        f"- versions: {versions}",
-        f"- platform: {made['platform']}",
+        *_origins(made, orders),
     ]
     return "\n".join(lines)
+
+
+def _origins(made: dict[str, Any], orders: list[OrderRecord]) -> Iterator[str]:
+    """Yield by which code the orders were trained, and where it is another, by which the last command went on."""
+    groups: dict[str, list[str]] = {}
+    for name, noted in [*((order_name(k), one) for k, one in enumerate(orders)), ("the last command", made)]:
+        versions = ", ".join(f"{package} {version}" for package, version in noted.get("versions", {}).items())
+        where = f"commit {noted.get('git_commit') or 'none, not in a git checkout'}; {noted.get('platform', '')}"
+        groups.setdefault(f"{where}; {versions}", []).append(name)
+    for origin, names in groups.items():
+        yield f"- {', '.join(names)}: {origin}" if len(groups) > 1 else f"- {origin}"
 
 
 def _typed(path: Path) -> str:

@@ -188,6 +188,9 @@ def test_losses_go_on_where_they_were_killed(run: Path, monkeypatch: pytest.Monk
 
 def test_losses_of_a_model_that_was_made_anew_are_refused_and_then_taken_again(run: Path) -> None:
     before = times(run)
+    assert call("imbalance", run).exit_code == 0
+    assert call("report", run).exit_code == 0
+    assert "3 orders of 20 samples" in (run / "report.md").read_text()
     weights = run / "orders" / "1" / "model.safetensors"
     tensors = load_file(weights)
     tensors["lm_head.weight"] *= 2
@@ -197,6 +200,10 @@ def test_losses_of_a_model_that_was_made_anew_are_refused_and_then_taken_again(r
     refused = call("imbalance", run)
     assert refused.exit_code == 1
     assert f"order_1: made anew since the losses were taken; run `ordermerge losses {run}` again" in refused.output
+    assert call("report", run).exit_code == 0
+    report = (run / "report.md").read_text()
+    assert "Outdated: order_1 made anew since; `ordermerge losses` and `ordermerge imbalance` analyse" in report
+    assert "3 orders of 20 samples" not in report
     assert call("losses", run).exit_code == 0
     after = times(run)
     assert [name for name in MODELS if after[name] != before[name]] == ["order_1"]
@@ -229,6 +236,33 @@ def test_an_order_that_cannot_take_part_is_named_and_the_others_are_analysed(run
     assert done.exit_code == 0, done.output
     assert "left out: " in done.stderr
     assert "2 orders of 20 samples" in done.stdout
+
+
+def test_positions_that_are_not_those_of_the_training_are_left_out(run: Path) -> None:
+    file = run / "orders" / "2" / "order" / "permutations.safetensors"
+    tensors = load_file(file)
+    tensors["permutations"] = tensors["permutations"].roll(1, dims=1)
+    save_file(tensors, file)
+    done = call("imbalance", run)
+    assert done.exit_code == 0, done.output
+    changed = "is not what it was when it was made (its SHA-256 is another); restore it: these are not the positions"
+    assert f"left out: {file}: {changed}" in done.stderr
+    assert "2 orders of 20 samples" in done.stdout
+
+
+def test_the_report_says_which_code_trained_and_which_came_last(run: Path) -> None:
+    assert call("report", run).exit_code == 0
+    said = (run / "report.md").read_text()
+    assert said.count("; mergekit ") + said.count(", mergekit ") == 1
+    for order in ("0", "2"):
+        file = run / "orders" / order / "order" / "order.json"
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({**record, "git_commit": "abc", "versions": {"torch": "1.0"}}))
+    assert call("report", run).exit_code == 0
+    lines = (run / "report.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("- order_0, order_2: commit abc; ")]
+    assert line.endswith("; torch 1.0")
+    assert any(line.startswith("- order_1, the last command: commit ") and "mergekit" in line for line in lines)
 
 
 def test_orders_that_are_all_the_same_are_refused(run: Path) -> None:
