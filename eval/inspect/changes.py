@@ -22,6 +22,7 @@ class Totals:
         changes: Changes of shared values, all sub-models together.
         majority: Those changes that go the way of most of the changes of their value; half of them in a draw.
         products: [K + 1, K + 1], dot products of the task vectors and, last, the base model's values.
+        sizes: [K + 1], float64, the L1 norms of the task vectors and, last, of their sum.
         not_finite: Values that are infinite or NaN in some model; they count in no product and no direction.
         probed: Values compared in float32 that were looked at for their precision.
         fine: [K + 1], those of them, in each model and the base, that bfloat16 does not hold.
@@ -35,6 +36,7 @@ class Totals:
     changes: int
     majority: float
     products: np.ndarray
+    sizes: np.ndarray
     not_finite: int
     probed: int
     fine: np.ndarray
@@ -55,6 +57,7 @@ class Sums:
         agreeing: How many of those were changed in the same direction by all who changed them, or by nobody.
         majority: Their changes in the direction of most, less those in the other, all values together.
         products: [K + 1, K + 1], float64, dot products of the task vectors and, last, the base model's values.
+        sizes: [K + 1], float64, the L1 norms of the task vectors and, last, of their sum.
     """
 
     changed: np.ndarray
@@ -63,6 +66,7 @@ class Sums:
     agreeing: int
     majority: int
     products: np.ndarray
+    sizes: np.ndarray
 
 
 def measure(rows: torch.Tensor) -> Totals:
@@ -92,6 +96,7 @@ def measure(rows: torch.Tensor) -> Totals:
         changes=int(changes - once),
         majority=float((changes + sums.majority) / 2 - once),
         products=sums.products,
+        sizes=sums.sizes,
         not_finite=int(rows.shape[1] - sums.known_changed_by.sum()),
         probed=0,
         fine=np.zeros(len(rows), np.int64),
@@ -116,4 +121,5 @@ def _measure(rows: torch.Tensor, lanes: torch.Tensor) -> Sums:
         agreeing=int((votes == known).sum()),
         majority=int(votes.sum()),
         products=products.double().numpy(),
+        sizes=torch.cat([tasks[:-1], tasks[:-1].sum(0, keepdim=True)]).abs().sum(1, dtype=torch.float64).numpy(),
     )

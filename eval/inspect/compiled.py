@@ -27,11 +27,13 @@ def measure_compiled(rows: torch.Tensor, lanes: torch.Tensor) -> Sums:
     """
     models = len(rows)
     changed_of, changed_by, unknown = np.zeros(models - 1, int), np.zeros(models, int), np.zeros(models, int)
-    products = np.zeros((models, models))
+    products, sizes = np.zeros((models, models)), np.zeros(models)
     values = lanes if rows.dtype == torch.bfloat16 else rows.float() if rows.dtype == torch.float16 else rows
     tasks = np.empty((models, _PIECE), np.float64 if rows.dtype == torch.float64 else np.float32)
-    agreeing, majority = _measure(lanes.numpy(), values.numpy(), tasks, changed_of, changed_by, unknown, products)
-    return Sums(changed_of, changed_by, changed_by - unknown, agreeing, majority, products)
+    agreeing, majority = _measure(
+        lanes.numpy(), values.numpy(), tasks, changed_of, changed_by, unknown, products, sizes
+    )
+    return Sums(changed_of, changed_by, changed_by - unknown, agreeing, majority, products, sizes)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -56,11 +58,14 @@ def _measure(
     changed_by: np.ndarray,
     unknown_changed_by: np.ndarray,
     products: np.ndarray,
+    sizes: np.ndarray,
 ) -> tuple[int, int]:
-    """Add to the counts and products of `Sums`, with task vectors in `tasks`; return its `agreeing` and `majority`."""
+    """Add to the counts and sums of `Sums`, with task vectors in `tasks`; return its `agreeing` and `majority`."""
     subs, agreeing, majority = len(lanes) - 1, 0, 0
     count, votes = np.empty(_PIECE, lanes.dtype), np.empty(_PIECE, lanes.dtype)
     exact = np.empty((subs + 1, _PIECE), np.float64)
+    total, exact_total = np.empty(_PIECE, tasks.dtype), np.empty(_PIECE, np.float64)
+    found_sizes = np.empty(subs + 1, np.float64)
     found = np.empty((subs + 1, subs + 1), np.float64)
     for first in range(0, lanes.shape[1], _PIECE):
         last = min(first + _PIECE, lanes.shape[1])
@@ -70,10 +75,11 @@ def _measure(
             _subtract(tasks[k], values[k, first:last], values[subs, first:last])
             changed_of[k] += _compare(count, votes, tasks[k], lanes[k, first:last], lanes[subs, first:last], zeros)
         _count_equal(changed_by, count[:known])
-        if not _multiply(found, tasks, known):
+        if not _multiply(found, found_sizes, total, tasks, known):
             known = _keep_finite(exact, tasks, count, votes, known, unknown_changed_by)
-            _multiply(found, exact, known)
+            _multiply(found, found_sizes, exact_total, exact, known)
         for a in range(subs + 1):
+            sizes[a] += found_sizes[a]
             for b in range(a + 1):
                 products[a, b] += found[a, b]
                 products[b, a] = products[a, b]
@@ -122,15 +128,26 @@ def _count_equal(counts: np.ndarray, numbers: np.ndarray) -> None:
 
 
 @part
-def _multiply(products: np.ndarray, tasks: np.ndarray, known: int) -> bool:
-    """Write the products of all pairs of rows a >= b, two by two rows at a time; return whether they are finite."""
+def _multiply(products: np.ndarray, sizes: np.ndarray, summed: np.ndarray, tasks: np.ndarray, known: int) -> bool:
+    """Write the products of all pairs of rows a >= b, two by two rows at a time; return whether they are finite.
+
+    And the L1 norms of all rows but the last, and of their sum, which goes to `summed`.
+    """
     total, last = 0.0, len(tasks) - 1
+    summed[:known] = 0
     for a in range(0, last + 1, 2):
-        for b in range(0, a + 1, 2):
+        if a + 1 < last:
+            found = _dots_and_sizes(tasks[a], tasks[a + 1], summed, known)
+            products[a, a], products[a + 1, a], products[a + 1, a + 1], sizes[a], sizes[a + 1] = found
+            total += found[0] + found[1] + found[2]
+        elif a < last:
+            sizes[a] = _size(tasks[a], summed, known)
+        for b in range(0, a if a + 1 < last else a + 1, 2):
             c, d = min(a + 1, last), min(b + 1, last)
             found = _dots(tasks[a], tasks[c], tasks[b], tasks[d], known)
             products[a, b], products[a, d], products[c, b], products[c, d] = found
             total += found[0] + found[1] + found[2] + found[3]
+    sizes[last] = _sum_of_sizes(summed, known)
     return np.isfinite(total)
 
 
@@ -143,6 +160,36 @@ def _dots(a: np.ndarray, c: np.ndarray, b: np.ndarray, d: np.ndarray, length: in
         cb += c[i] * b[i]
         cd += c[i] * d[i]
     return ab, ad, cb, cd
+
+
+@numba.njit(nogil=True, fastmath={"reassoc", "contract"})
+def _dots_and_sizes(a: np.ndarray, c: np.ndarray, summed: np.ndarray, length: int) -> tuple[float, ...]:
+    aa = ac = cc = size_a = size_c = a.dtype.type(0)
+    for i in range(length):
+        aa += a[i] * a[i]
+        ac += a[i] * c[i]
+        cc += c[i] * c[i]
+        size_a += abs(a[i])
+        size_c += abs(c[i])
+        summed[i] += a[i] + c[i]
+    return aa, ac, cc, size_a, size_c
+
+
+@numba.njit(nogil=True, fastmath={"reassoc", "contract"})
+def _size(a: np.ndarray, summed: np.ndarray, length: int) -> float:
+    size = a.dtype.type(0)
+    for i in range(length):
+        size += abs(a[i])
+        summed[i] += a[i]
+    return size
+
+
+@numba.njit(nogil=True, fastmath={"reassoc", "contract"})
+def _sum_of_sizes(values: np.ndarray, length: int) -> float:
+    total = values.dtype.type(0)
+    for i in range(length):
+        total += abs(values[i])
+    return total
 
 
 @part

@@ -1,5 +1,6 @@
 """Conclusions of `ordermerge inspect`: what the numbers mean for merging and resampling, in plain words."""
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
@@ -20,6 +21,10 @@ ALIKE_COSINE = 0.98
 COPY_COSINE = 1 - 1e-5
 # Unrelated models are at least their own norm apart; fine-tuning moves weights by a small part of it.
 UNRELATED_NORM = 0.9
+# The mean cosine of unrelated updates is 0, give or take 1/sqrt(values times pairs): so many times that is no chance.
+_DEVIATIONS = 4
+# Where model stock's denominator is this small, it keeps the base model.
+_SINGULAR = 1e-6
 _NAMED = 3  # of many pairs of models, so many are named
 
 
@@ -30,6 +35,29 @@ def conclusions(overall: Mapping[str, Any]) -> list[str]:
         overall: See `ordermerge.eval.inspect.summary.summarise`.
     """
     return [*_base_lines(overall), *_sibling_lines(overall), *_resampling_lines(overall), *_finite_lines(overall)]
+
+
+def model_stock_warnings(tensors: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a sentence where `model_stock` would extrapolate: in tensors whose updates point apart.
+
+    Args:
+        tensors: The summary of each tensor (see `ordermerge.eval.inspect.summary.summarise`).
+    """
+    apart = {}
+    for name, summary in tensors.items():
+        count, cosine = len(summary["norm"]), summary["cosine"] and summary["cosine"]["mean"]
+        if cosine is not None and cosine < -_DEVIATIONS / math.sqrt(math.comb(count, 2) * summary["values"]):
+            apart[name] = cosine
+    if not apart:
+        return
+    lowest = min(apart, key=lambda name: apart[name])
+    step = 1 + (len(tensors[lowest]["norm"]) - 1) * apart[lowest]
+    factor = len(tensors[lowest]["norm"]) * apart[lowest] / step if abs(step) > _SINGULAR else None
+    yield (
+        f"in {len(apart)} of {len(tensors)} tensors the sub-models' updates point apart (mean cosine down to "
+        f"{decimal(apart[lowest])}, in {lowest}): there `model_stock` would extrapolate, to the other side of the base "
+        f"model{f' ({factor:.2f} times their mean)' if factor is not None else ''}; `linear` does not"
+    )
 
 
 def _base_lines(overall: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ordermerge.eval.inspect.changes import Totals
-from ordermerge.eval.inspect.conclusions import conclusions
+from ordermerge.eval.inspect.conclusions import conclusions, model_stock_warnings
 from ordermerge.eval.inspect.family import Family, open_family
 from ordermerge.eval.inspect.stream import inspect_family
 from ordermerge.eval.inspect.summary import ROUNDS, Summary, by_layer, summarise
@@ -49,15 +49,16 @@ def inspect_models(base: str, models: Sequence[str], *, dtype: str | None = None
     tensors = {group.name: totals for group, totals in shown}
     names, overall = list(family.names), reduce(add, tensors.values())
     summary = summarise(overall, names)
+    by_tensor = {name: summarise(totals, names) for name, totals in tensors.items()}
     return {
         "base": base,
         "models": dict(family.names),
         "dtypes": sorted({str(group.dtype).removeprefix("torch.") for group in family.groups}),
-        "warnings": [*family.warnings, *_precision_warnings(family, overall)],
+        "warnings": [*family.warnings, *_precision_warnings(family, overall), *model_stock_warnings(by_tensor)],
         "conclusions": conclusions(summary),
         "overall": summary,
         "layers": {layer: summarise(totals, names) for layer, totals in by_layer(tensors).items()},
-        "tensors": {name: summarise(totals, names) for name, totals in tensors.items()},
+        "tensors": by_tensor,
         "made_with": record(Path.cwd()),
     }
 
@@ -86,13 +87,16 @@ def write_inspection(found: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def _flat(summary: Summary) -> dict[str, Any]:
-    cosine = summary["cosine"] or {}
+    cosine, angle = summary["cosine"] or {}, summary["angle"] or {}
     return {
         "values": summary["values"],
         **{f"changed_by_{changers}": number for changers, number in enumerate(summary["changed_by"])},
         **{f"still_base_{rounds}": summary["still_base"][rounds] for rounds in ROUNDS},
         **{key: summary["agreement"][key] for key in ("same_direction", "same_direction_by_chance", "with_majority")},
         **{f"cosine_{key}": cosine.get(key) for key in ("mean", "lowest", "highest")},
+        **{f"angle_{key}": angle.get(key) for key in ("mean", "lowest", "highest")},
+        **{key: summary[key] for key in ("l1_of_sum", "l1_of_mean")},
+        **{f"l1_{name}": size for name, size in summary["l1"].items()},
         **{f"relative_norm_{name}": norm for name, norm in summary["relative_norm"].items()},
     }
 

@@ -31,11 +31,14 @@ def summarise(totals: Totals, names: Sequence[str]) -> Summary:
         agreement: Of values that two or more changed: their number, the share that all moved in the same direction,
             that share if directions were tossed coins, and the share of the changes that go with the majority.
         norm, base_norm, relative_norm: Lengths of the task vectors, of the base, and their ratios.
+        l1, l1_of_sum, l1_of_mean: Sums of the sizes of the values of each task vector, of their sum and of their mean.
         cosine: Between task vectors: mean, lowest and highest of the pairs, and the matrix; None for one model.
+        angle: The same in degrees, 0 to 180.
         not_finite: Values that are infinite or NaN in some model.
     """
     count = len(names)
     norms = np.sqrt(np.diag(totals.products))
+    cosines = _cosine_matrix(totals.products[:-1, :-1])
     changes = np.arange(count + 1)
     chance = float((totals.changed_by[2:] * 0.5 ** (changes[2:] - 1)).sum())
     return {
@@ -53,7 +56,11 @@ def summarise(totals: Totals, names: Sequence[str]) -> Summary:
         "norm": dict(zip(names, map(_number, norms[:-1]), strict=True)),
         "base_norm": _number(norms[-1]),
         "relative_norm": {name: _ratio(norm, norms[-1]) for name, norm in zip(names, norms[:-1], strict=True)},
-        "cosine": _cosines(totals.products[:-1, :-1]) if count > 1 else None,
+        "l1": dict(zip(names, map(_number, totals.sizes[:-1]), strict=True)),
+        "l1_of_sum": _number(totals.sizes[-1]),
+        "l1_of_mean": _number(totals.sizes[-1] / count),
+        "cosine": _pairs(cosines) if count > 1 else None,
+        "angle": _pairs(np.degrees(np.arccos(cosines))) if count > 1 else None,
         "not_finite": totals.not_finite,
     }
 
@@ -104,10 +111,15 @@ def _place(layer: str) -> tuple[Any, ...]:
     return (1 if parts[-1].isdigit() else 0 if _FIRST.search(layer) else 2, numbered)
 
 
-def _cosines(products: np.ndarray) -> Summary:
+def _cosine_matrix(products: np.ndarray) -> np.ndarray:
     norms = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore", divide="ignore"):
         matrix = np.clip(products / np.outer(norms, norms), -1, 1)
+    matrix[np.diag(np.isfinite(np.diag(matrix)))] = 1  # not less by rounding: an angle of 0
+    return matrix
+
+
+def _pairs(matrix: np.ndarray) -> Summary:
     pairs = matrix[np.triu_indices(len(matrix), 1)]
     pairs = pairs[np.isfinite(pairs)]
     ends = {"mean": pairs.mean(), "lowest": pairs.min(), "highest": pairs.max()} if len(pairs) else {}

@@ -22,7 +22,7 @@ def print_report(found: Mapping[str, Any], file: IO[str] | None = None) -> None:
     from rich.text import Text
 
     console = Console(file=file or sys.stdout, highlight=False, soft_wrap=False)
-    for header, lines in (_layer_table(found), _model_table(found)):
+    for header, lines in (_layer_table(found), _model_table(found), _update_table(found)):
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for index, title in enumerate(header):
             table.add_column(Text(title), overflow="fold", justify="right" if index else "left")
@@ -89,6 +89,26 @@ def _model_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [percent(overall["unchanged_by_model"][name]), percent(overall["relative_norm"][name])]
         lines.append([f"{index + 1} {name}", *cells, *(decimal(value) for value in (matrix[index] if matrix else ()))])
     return header, lines
+
+
+def _update_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the L1 norms of the task vectors, and for a few models the angles between them."""
+    overall, names = found["overall"], list(found["models"])
+    matrix = (overall["angle"] or {}).get("matrix") if len(names) <= _MATRIX_MODELS else None
+    header = ["update", "L1 norm"]
+    if matrix:
+        header += [f"degrees\nto {number}" if number == 1 else f"\n{number}" for number in range(1, len(names) + 1)]
+    lines = []
+    for index, name in enumerate(names):
+        angles = ["-" if value is None else f"{value:.1f}" for value in (matrix[index] if matrix else ())]
+        lines.append([f"{index + 1} {name}", _size(overall["l1"][name]), *angles])
+    for name in ("sum", "mean") if len(names) > 1 else ():
+        lines.append([f"their {name}", _size(overall[f"l1_of_{name}"]), *([""] * (len(header) - 2))])
+    return header, lines
+
+
+def _size(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
 
 
 def _histogram_line(overall: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ def overall(cosines: list[float], changed_by: list[int], *, norm: float = 0.1, n
             changes=0,
             majority=0,
             products=products,
+            sizes=np.ones(count + 1),
             not_finite=not_finite,
             probed=0,
             fine=np.zeros(count + 1, np.int64),

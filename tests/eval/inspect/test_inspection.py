@@ -90,9 +90,53 @@ def test_numbers_worked_out_by_hand(by_hand: list[Path], tmp_path: Path) -> None
         assert torch.tensor(summary["cosine"]["matrix"]).allclose(torch.tensor(matrix))
         assert summary["cosine"]["mean"] == pytest.approx(low / 2)
         assert (summary["cosine"]["lowest"], summary["cosine"]["highest"]) == (pytest.approx(low), 0)
+        degrees = [[math.degrees(math.acos(value)) for value in row] for row in matrix]
+        assert torch.tensor(summary["angle"]["matrix"]).allclose(torch.tensor(degrees), atol=1e-4)
+        assert summary["angle"]["mean"] == pytest.approx((degrees[0][1] + degrees[0][2] + degrees[1][2]) / 3)
+        assert summary["l1"] == pytest.approx({"order_0": 2, "order_1": 3, "order_2": 3})
+        assert summary["l1_of_sum"] == pytest.approx(0.5 + 1.5 + 1 + 1)  # [0 .5 1.5; 1 0 -1]
+        assert summary["l1_of_mean"] == pytest.approx(4 / 3)
         assert summary["not_finite"] == 0
     assert list(found["models"].values()) == [str(folder) for folder in by_hand[1:]]
     assert found["warnings"] == []
+
+
+def test_updates_that_point_apart_are_told_of_before_model_stock(tmp_path: Path) -> None:
+    one, other = torch.tensor([1.0, 1.0]).repeat(50), torch.tensor([1.0, -3.0]).repeat(50)  # cosine -2 / sqrt(20)
+    layers = {name: torch.zeros(2, 50) for name in (NAME, NAME.replace("0", "1"))}
+    base = write(tmp_path / "base", layers, torch.float32)
+    apart, other_layer = list(layers)
+    subs = [
+        write(tmp_path / str(k), {apart: update.view(2, 50), other_layer: one.view(2, 50).clone()}, torch.float32)
+        for k, update in enumerate((one, other))
+    ]
+    (warning,) = inspected(tmp_path, base, *subs)["warnings"]
+    assert f"in 1 of 2 tensors the sub-models' updates point apart (mean cosine down to -0.45, in {apart})" in warning
+    assert "`model_stock` would extrapolate, to the other side of the base model (-1.62 times their mean)" in warning
+    assert f"warning: {warning}" in " ".join(run(base, *subs).split())
+
+
+def test_l1_norms_give_the_alpha_of_lines(tmp_path: Path) -> None:
+    base, *updates = torch.tensor(
+        [
+            [1, -1, 2, 0.5, 0, 3, -2, 1],
+            [0.8, -0.1, 0.05, 0.4, -0.6, 0.02, 0.3, -0.2],
+            [0.7, 0.2, -0.5, -0.3, 0.9, 0.01, -0.04, 0.6],
+            [-0.9, 0.03, 0.1, 0.35, -0.25, 0.5, 0.15, -0.45],
+        ],
+        dtype=torch.float64,
+    )
+    by_ties = torch.tensor([1.75, -1, 1.5, 0.875, 0.9, 3.5, -1.7, 1.6], dtype=torch.float64)
+    made = {"base": base, **{str(k): base + update for k, update in enumerate(updates)}, "ties": by_ties}
+    folders = {name: write(tmp_path / name, {NAME: values.view(2, 4)}, torch.float64) for name, values in made.items()}
+    found = inspected(tmp_path, folders["base"], *(folders[str(k)] for k in range(3)))["overall"]
+    merged = inspected(tmp_path, folders["base"], folders["ties"])["overall"]["l1"]["ties"]
+    assert found["l1_of_sum"] == pytest.approx(2.57)
+    assert merged == pytest.approx(3.925)
+    assert found["l1_of_sum"] / merged / 3 == pytest.approx(0.218259, abs=1e-6)
+    table = run(folders["base"], *(folders[str(k)] for k in range(3)))
+    assert re.search(r"their sum +2\.57 ", table)
+    assert re.search(r"1 0 +2\.47 +0\.0 +\d+\.\d +\d+\.\d", table)
 
 
 def test_layers_are_sums_of_their_tensors(tmp_path: Path) -> None:
@@ -168,6 +212,27 @@ def test_pieces_do_not_show(
     assert total.changed_by.tolist() == whole.changed_by.tolist()
     assert total.changed.tolist() == whole.changed.tolist()
     assert torch.tensor(total.products).allclose(torch.tensor(whole.products), rtol=1e-5, atol=1e-3)
+    assert total.sizes.tolist() == pytest.approx(whole.sizes.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.usefixtures("implementation")
+def test_products_and_sizes_of_any_number_of_models(count: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(count)
+    rows = torch.randn(count + 1, 3001, generator=generator, dtype=torch.float64).to(dtype)
+    for broken in (False, True):
+        if broken:
+            rows[0, 7], rows[count, 2000] = torch.inf, torch.nan
+        tasks = rows.double().clone()
+        tasks[:-1] -= tasks[-1]
+        tasks = tasks[:, tasks.isfinite().all(0)]
+        found = measure(rows)
+        assert found.sizes[:-1].tolist() == pytest.approx(tasks[:-1].abs().sum(1).tolist(), rel=1e-6)
+        assert found.sizes[-1] == pytest.approx(float(tasks[:-1].sum(0).abs().sum()), rel=1e-6)
+        scale = (tasks @ tasks.T).diagonal().sqrt()
+        error = torch.tensor(found.products) - tasks @ tasks.T
+        assert (error.abs() / scale.outer(scale)).max() < 1e-5
 
 
 @pytest.mark.usefixtures("implementation")
