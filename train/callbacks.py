@@ -1,7 +1,6 @@
 """Trainer callbacks: the order is checked, models are kept, resumption is prepared, progress is shown."""
 
 import math
-import shutil
 import sys
 import time
 from array import array
@@ -13,14 +12,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ordermerge.console import is_interactive
 from ordermerge.errors import UserError
+from ordermerge.progress import ProgressLine, describe_rate, describe_time
 from ordermerge.train import distributed
 from ordermerge.train.checkpointing import Saves, TrainingIdentity, mark_complete
 from ordermerge.train.trainer import OrderTrainer
 
-_LIVE_SECONDS = 0.2  # between updates of the live line
-_LOG_SECONDS = (1, 60)  # between lines of a log file: at least, and at most; else one for each tenth of an order
+_TENTH_SECONDS = 1  # between lines of a log file, at least: one for each tenth of an order, or each minute
 
 
 class Saver(TrainerCallback):
@@ -165,13 +163,12 @@ class Progress(TrainerCallback):
         clock: Callable[[], float] = time.monotonic,
     ):
         self._name, self._position, self._count = name, position, count
-        self._stream, self._clock = stream or sys.stderr, clock
-        self._live = is_interactive() if live is None else live
+        self._line = ProgressLine(stream=stream, live=live, clock=clock)
         self._loss: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note when training starts, and at which step: a resumed run does not begin at 0."""
-        self._began = self._last = self._clock()
+        self._began = self._line.start()
         self._first = state.global_step
         self._tenth = 10 * state.global_step // state.max_steps
 
@@ -200,31 +197,18 @@ class Progress(TrainerCallback):
         """Write a line if one is due."""
         if not state.is_world_process_zero:
             return
-        now, tenth = self._clock(), 10 * state.global_step // state.max_steps
-        since = now - self._last
-        least, most = _LOG_SECONDS
-        due = since >= _LIVE_SECONDS if self._live else since >= (most if tenth == self._tenth else least)
-        if not due:
+        now, tenth = self._line.clock(), 10 * state.global_step // state.max_steps
+        if not (self._line.is_due(now, _TENTH_SECONDS) if tenth != self._tenth else self._line.is_due(now)):
             return
-        self._last, self._tenth = now, tenth
+        self._tenth = tenth
         rate = (state.global_step - self._first) / max(now - self._began, 1e-9)
         line = describe_progress(state.global_step, state.max_steps, rate, self._loss, self._count - self._position)
-        self._write(f"{self._name} ({self._position} of {self._count}): {line}")
+        self._line.write(f"{self._name} {self._position}/{self._count}: {line}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Clear the live line."""
-        if self._live and state.is_world_process_zero:
-            self._write("")
-            self._stream.write("\r")
-            self._stream.flush()
-
-    def _write(self, line: str) -> None:
-        if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + line[:width].ljust(width))
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+        if state.is_world_process_zero:
+            self._line.clear()
 
 
 class EndRun(TrainerCallback):
@@ -301,21 +285,10 @@ def describe_progress(step: int, steps: int, rate: float, loss: float | None, or
         orders_after: How many orders as long as this one are still to come.
     """
     left = (steps - step) / rate
-    parts = [f"step {step} of {steps} ({100 * step // steps} %)"]
+    parts = [f"{step}/{steps} ({100 * step // steps} %)"]
     if loss is not None:
-        parts.append(f"loss {loss:.4g}")
-    parts += [f"{rate:.3g} steps/s", f"{describe_time(left)} left"]
+        parts.append(f"loss {loss:.3g}")
+    parts += [describe_rate(rate, "step"), f"{describe_time(left)} left"]
     if orders_after:
-        parts.append(f"{describe_time(left + orders_after * steps / rate)} for all orders")
+        parts.append(f"{describe_time(left + orders_after * steps / rate)} all")
     return ", ".join(parts)
-
-
-def describe_time(seconds: float) -> str:
-    """Return a time as h:mm:ss, without the hours where there are none.
-
-    Args:
-        seconds: The time.
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

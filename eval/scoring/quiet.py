@@ -8,17 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ordermerge.progress import Counted
 from ordermerge.provenance import git_commit
 
 # Warnings that repeat the user's own settings, or explain an option of lm-eval's command that is of no use here.
+REQUESTS = "Running "  # begins the descriptions of lm-eval's bars over requests
 IDLE = ("Overwriting default num_fewshot", "generation_kwargs: ", "Custom kwargs can be passed to `--metadata`")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Show each kind of lm-eval's warnings once, not for every model or document, and bars in a terminal only.
+def quiet(progress: Counted | None = None) -> Iterator[None]:
+    """Show each kind of lm-eval's warnings once, not for every model or document, and one line of ours for its bars.
 
     A logger that someone has set up, by code or by LMEVAL_LOG_LEVEL, is left alone.
+
+    Args:
+        progress: Is told of lm-eval's requests.
 
     Yields:
         Nothing.
@@ -33,7 +38,7 @@ def quiet() -> Iterator[None]:
         logger.addHandler(handler)
         logger.propagate = False
     try:
-        with _bars_in_terminals(), _no_load_counts():
+        with _without_bars(progress), _no_load_counts():
             yield
     finally:
         if ours:
@@ -55,21 +60,25 @@ class _FirstTime(logging.Filter):
 
 
 @contextmanager
-def _bars_in_terminals() -> Iterator[None]:
-    """Switch tqdm's bars off when standard error is no terminal: lm-eval has no option for that."""
+def _without_bars(progress: Counted | None) -> Iterator[None]:
+    """Switch tqdm's bars off, and count those of lm-eval's requests: lm-eval has no option for that."""
     from tqdm import tqdm
 
     original = tqdm.__init__
 
     def without_bar(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **{**kwargs, "disable": True})
+        if progress is not None and str(kwargs.get("desc")).startswith(REQUESTS):
+            progress.begin(kwargs["total"])
+            self.update = progress.advance
 
-    if not sys.stderr.isatty():
-        tqdm.__init__ = without_bar  # type: ignore[method-assign]
+    tqdm.__init__ = without_bar  # type: ignore[method-assign]
     try:
         yield
     finally:
         tqdm.__init__ = original  # type: ignore[method-assign]
+        if progress is not None:
+            progress.end()
 
 
 @contextmanager

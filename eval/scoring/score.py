@@ -25,6 +25,7 @@ from ordermerge.files import file_records, write_text
 from ordermerge.folders import new_directory
 from ordermerge.locks import lock
 from ordermerge.models import Model, identity, members_of
+from ordermerge.progress import Counted
 from ordermerge.provenance import record
 from ordermerge.stages import Step, mark_done, unfinished
 
@@ -87,7 +88,8 @@ def score_models(
     problems += model_problems(models, settings, out) if steps is None else []
     if problems:
         raise UserError(problems)
-    with quiet(), ExitStack() as network:
+    progress = Counted("request")
+    with quiet(progress if _is_main_process() else None), ExitStack() as network:
         if steps is None:
             steps = evaluation_steps({name: model_identity(model) for name, model in models.items()}, settings, out)
         # Decided for all at once, so that several processes decide alike.
@@ -102,7 +104,7 @@ def score_models(
         for sentence in untold_reads(settings) if todo else []:
             _say(f"warning: {sentence}")
         manager, tasks = _ready(kept, settings, out, todo) if todo else (None, {})
-        failures = {}
+        progress.count, failures = len(todo), {}
         for position, (name, model) in enumerate(models.items(), start=1):
             where = f"[{position}/{len(models)}] {name}"
             if name not in todo:
@@ -111,12 +113,14 @@ def score_models(
             what = model if isinstance(model, str) else f"the ensemble of {len(model)} models"
             _say(f"{where}: scoring {what}{_part(todo[name], settings)}")
             started = time.perf_counter()
+            progress.next(where)
             with _locked(todo[name]) as left:
                 if not left:
                     _say(f"{where}: scored by another process meanwhile")
                     continue
                 opened = made[name]() if name in made else nullcontext(model)
                 failures[name] = _score_or_explain(opened, manager, tasks, settings, left)
+            progress.end()
             _say(f"{where}: {'failed' if failures[name] else 'scored'} after {time.perf_counter() - started:.1f} s")
     rows = load_rows(out, models, settings.tasks) if _is_main_process() else []
     failed = [f"{name} ({models[name]}) could not be scored: {reason}" for name, reason in failures.items() if reason]

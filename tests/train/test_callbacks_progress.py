@@ -6,18 +6,20 @@ from collections.abc import Callable, Sequence
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from ordermerge.train.callbacks import Progress, describe_progress, describe_time
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
-def test_times_are_read_as_on_a_clock(seconds: float, text: str):
-    assert describe_time(seconds) == text
+from ordermerge.train.callbacks import Progress, describe_progress
 
 
 def test_a_line_says_how_far_and_how_long():
     line = describe_progress(30, 120, 1.5, 0.51234, orders_after=2)
-    assert line == "step 30 of 120 (25 %), loss 0.5123, 1.5 steps/s, 1:00 left, 3:40 for all orders"
-    assert describe_progress(1, 2, 0.01, None, orders_after=0) == "step 1 of 2 (50 %), 0.01 steps/s, 1:40 left"
+    assert line == "30/120 (25 %), loss 0.512, 1.5 steps/s, 1:00 left, 3:40 all"
+    assert describe_progress(1, 2, 0.01, None, orders_after=0) == "1/2 (50 %), 100 s/step, 1:40 left"
+
+
+def test_a_line_fits_80_columns():
+    line = describe_progress(9_999, 10_000, 1 / 12.34, 0.012345, orders_after=5)
+    assert line == "9999/10000 (99 %), loss 0.0123, 12.3 s/step, 0:12 left, 171 h all"
+    whole = "order_1 2/4: " + describe_progress(1_000, 9_000, 1 / 12.34, 0.012345, orders_after=2)
+    assert len(whole) <= 80
 
 
 def follow(steps: int, seconds: Sequence[float], *, live: bool = False, first: int = 0, main: bool = True) -> str:
@@ -38,21 +40,17 @@ def follow(steps: int, seconds: Sequence[float], *, live: bool = False, first: i
 def test_a_log_has_a_line_for_each_tenth():
     lines = follow(100, [float(step) for step in range(1, 101)]).splitlines()
     assert len(lines) == 10
-    assert lines[3] == (
-        "order_1 (2 of 4): step 40 of 100 (40 %), loss 0.02564, 1 steps/s, 1:00 left, 4:20 for all orders"
-    )
+    assert lines[3] == ("order_1 2/4: 40/100 (40 %), loss 0.0256, 1 steps/s, 1:00 left, 4:20 all")
 
 
 def test_a_log_has_a_line_for_each_minute_of_long_orders():
     lines = follow(10_000, [25.0 * step for step in range(1, 13)]).splitlines()
-    assert [line.split(" of 10000")[0] for line in lines] == [
-        f"order_1 (2 of 4): step {step}" for step in (3, 6, 9, 12)
-    ]
+    assert [line.split("/10000")[0] for line in lines] == [f"order_1 2/4: {step}" for step in (3, 6, 9, 12)]
 
 
 def test_the_rate_of_a_resumed_order_is_that_of_its_new_steps():
     (line,) = follow(100, [8.0], first=59).splitlines()
-    assert "step 60 of 100 (60 %), 0.125 steps/s, 5:20 left" in line
+    assert "60/100 (60 %), 8 s/step, 5:20 left" in line
 
 
 def test_a_live_line_is_overwritten_not_too_often_and_cleared(monkeypatch: pytest.MonkeyPatch):
@@ -61,8 +59,8 @@ def test_a_live_line_is_overwritten_not_too_often_and_cleared(monkeypatch: pytes
     assert [len(part) for part in parts] == [0, 59, 59, 59, 0]
     assert [part.split(", ")[0].strip() for part in parts] == [
         "",
-        "order_1 (2 of 4): step 2 of 10 (20 %)",
-        "order_1 (2 of 4): step 4 of 10 (40 %)",
+        "order_1 2/4: 2/10 (20 %)",
+        "order_1 2/4: 4/10 (40 %)",
         "",
         "",
     ]

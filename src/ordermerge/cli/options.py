@@ -12,6 +12,8 @@ import click
 from ordermerge.errors import UserError, printable, shortened
 
 DEBUG = "ORDERMERGE_DEBUG"  # environment variable: show tracebacks
+INTERRUPTED = 130  # the exit status, as shells have it
+_GO_ON = {"run", "train", "evaluate", "soup", "losses", "curve"}  # commands that do nothing twice
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
@@ -136,6 +138,11 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            if command.__name__ not in _GO_ON:
+                raise
+            click.echo("\nInterrupted. What is finished is kept, and the same command goes on from there.", err=True)
+            raise SystemExit(INTERRUPTED) from None
         except Exception as error:
             # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
             from ordermerge.files import is_write_problem, write_problem

@@ -15,6 +15,7 @@ from ordermerge.eval.scoring.score import ScoringFailed, evaluation_steps, model
 from ordermerge.eval.scoring.table import Row, print_table
 from ordermerge.locks import lock
 from ordermerge.models import Model, model_names
+from ordermerge.progress import tell_load
 from ordermerge.run_directory import ENSEMBLE
 from ordermerge.stages import MadeOtherwise
 
@@ -56,6 +57,7 @@ def evaluate_models(models: Sequence[str], out: Path, settings: Mapping[str, Any
     for step in steps if force else ():
         with lock(step.output):
             (step.output / step.marker).unlink(missing_ok=True)
+    tell_load()
     try:
         return score_models(named, section, out, steps=steps, made=made)
     except MadeOtherwise as error:

@@ -20,6 +20,7 @@ from ordermerge.eval.imbalance.losses import count_learnt
 from ordermerge.eval.scoring.score import model_identity
 from ordermerge.files import fingerprint, write_bytes
 from ordermerge.models import Model, local_folder, members_of, model_problem
+from ordermerge.progress import Counted, tell_load
 from ordermerge.provenance import record
 from ordermerge.run_directory import (
     BASE,
@@ -52,13 +53,20 @@ def take_losses(run: Path, machine: Machine, *, only: Sequence[str] = ()) -> lis
     models = _present(scored_models(experiment, run.resolve()), only)
     splits = load_splits(run, experiment)
     data = data_fingerprint(splits)
+    todo: dict[str, dict[str, Any]] = {}
     for name, path in models.items():
         dtype = experiment.model.dtype if name == BASE else "auto"
         inputs = {"model": model_identity(path), "marker": _marker(path), "dtype": dtype, "data": data}
         if _made_from(losses_file(run, name)) == fingerprint(inputs):
             _say(f"{name}: its losses are there, kept")
         else:
-            _take(experiment, run, name, path, splits, machine, inputs)
+            todo[name] = inputs
+    if todo:
+        tell_load()
+    progress = Counted("sample", len(todo))
+    for position, (name, inputs) in enumerate(todo.items(), start=1):
+        progress.next(f"[{position}/{len(todo)}] {name}")
+        _take(experiment, run, name, models[name], splits, machine, progress, inputs)
     return [losses_file(run, name) for name in models]
 
 
@@ -141,11 +149,12 @@ def _take(
     path: Model,
     splits: Sequence[Split],
     machine: Machine,
+    progress: Counted,
     inputs: dict[str, Any],
 ) -> None:
     """Compute and write the losses of one model."""
     started = time.perf_counter()
-    losses, device = measure(experiment, name, path, splits, machine, dtype=inputs["dtype"])
+    losses, device = measure(experiment, name, path, splits, machine, progress=progress, dtype=inputs["dtype"])
     columns: dict[str, list[Any]] = {
         "sample_id": [i for split in splits for i in split.sample_ids],
         "split": [split.name for split in splits for _ in split.sample_ids],

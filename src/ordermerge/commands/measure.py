@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from ordermerge.config.schema import Experiment
-from ordermerge.console import is_interactive, quiet
+from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.losses import BATCH_TOKENS, sample_losses
 from ordermerge.eval.scoring.ensemble import combine
 from ordermerge.eval.scoring.harness import free_memory
 from ordermerge.models import Model, hub_revision, members_of
+from ordermerge.progress import Counted
 from ordermerge.train.tokenized import Tokenised
 
 
@@ -61,16 +61,24 @@ def splits_of(tokenised: Tokenised) -> list[Split]:
 
 
 def measure(
-    experiment: Experiment, name: str, model: Model, splits: Sequence[Split], machine: Machine, *, dtype: str = "auto"
+    experiment: Experiment,
+    name: str,
+    model: Model,
+    splits: Sequence[Split],
+    machine: Machine,
+    *,
+    progress: Counted,
+    dtype: str = "auto",
 ) -> tuple[list[torch.Tensor], str]:
     """Load a model, take its losses, and let go of it.
 
     Args:
         experiment: The experiment, for what loading needs.
-        name: Of the model, for the progress bar and messages.
+        name: Of the model, for messages.
         model: Folder of a whole model or of a LoRA adapter, or a hub id; several are an ensemble.
         splits: The data.
         machine: Where and how.
+        progress: Is told of the samples.
         dtype: To load it in; "auto" is the stored one.
 
     Returns:
@@ -84,19 +92,20 @@ def measure(
         loaded = members[0] if isinstance(model, str) else combine(members)
         place = str(loaded.device)
         try:
-            with tqdm(total=sum(len(s.labels) for s in splits), desc=name, disable=not is_interactive()) as bar:
-                return [
-                    sample_losses(
-                        loaded, split.input_ids, split.labels, batch_tokens=machine.batch_tokens, progress=bar.update
-                    )
-                    for split in splits
-                ], place
+            progress.begin(sum(len(split.labels) for split in splits))
+            return [
+                sample_losses(
+                    loaded, split.input_ids, split.labels, batch_tokens=machine.batch_tokens, progress=progress.advance
+                )
+                for split in splits
+            ], place
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{name}: the memory of {place} is too small for batches of {machine.batch_tokens} tokens; "
                 "use a smaller `--batch-tokens`"
             ) from error
         finally:
+            progress.end()
             del members, loaded
             free_memory()
 

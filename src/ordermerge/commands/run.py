@@ -30,6 +30,7 @@ from ordermerge.eval.scoring.table import Row, print_table
 from ordermerge.files import write_text
 from ordermerge.folders import clear_dead, clear_leftovers
 from ordermerge.locks import lock
+from ordermerge.progress import tell_load
 from ordermerge.provenance import record
 from ordermerge.run_directory import (
     EXPERIMENT,
@@ -81,6 +82,8 @@ def run_experiment(
     _print_plan(plan, todo)
     if dry_run:
         return _summary(plan, todo)
+    if todo:
+        tell_load()
     with failure_noted(run_directory):
         _carry_out(plan, path, changes, force)
     return None
@@ -177,7 +180,8 @@ def _begin_training(
     experiment: Experiment, path: Path, changes: Sequence[str], run_directory: Path, only: int | str | None
 ) -> None:
     """Refuse what training would refuse, and only then note what is trained."""
-    unfinished(choose_orders(experiment, run_directory, only))
+    if unfinished(choose_orders(experiment, run_directory, only)):
+        tell_load()
     _write_resolved(experiment, path, changes, run_directory)
 
 

@@ -21,6 +21,7 @@ from ordermerge.files import fingerprint, write_json
 from ordermerge.folders import scratch_directory
 from ordermerge.ingredients import ingredients_of
 from ordermerge.models import identity
+from ordermerge.progress import Counted
 from ordermerge.provenance import record
 from ordermerge.run_directory import CHECKPOINTS, TRUNK, open_run, order_folder, order_name, order_record, steps_file
 
@@ -61,7 +62,8 @@ def take_step_losses(run: Path, machine: Machine) -> list[Path]:
         if _made_from(steps_file(run, step)) == fingerprint(inputs):
             click.echo(f"step {step}: its losses are there, kept", err=True)
             continue
-        losses = _measure_step(experiment, run.resolve(), models, splits, machine)
+        progress = Counted("sample", len(models) + len(experiment.merges))
+        losses = _measure_step(experiment, run.resolve(), models, splits, machine, progress, f"step {step}")
         noted = {"fingerprint": fingerprint(inputs), **record(experiment.directory)}
         write_json(steps_file(run, step), {"step": step, "losses": losses, **noted})
         click.echo(f"step {step}: {', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())}", err=True)
@@ -88,12 +90,19 @@ def _checkpoints(run: Path, count: int) -> dict[int, list[Path]]:
 
 
 def _measure_step(
-    experiment: Experiment, run: Path, models: Sequence[Path], splits: Sequence[Split], machine: Machine
+    experiment: Experiment,
+    run: Path,
+    models: Sequence[Path],
+    splits: Sequence[Split],
+    machine: Machine,
+    progress: Counted,
+    where: str,
 ) -> dict[str, float]:
     """Return the mean loss of each sub-model, and of each merge of them; merges along the training are left out."""
 
     def mean(name: str, path: Path) -> float:
-        (losses,), _ = measure(experiment, name, str(path), splits, machine)
+        progress.next(f"{where}, {name}")
+        (losses,), _ = measure(experiment, name, str(path), splits, machine, progress=progress)
         return float(losses.nanmean())
 
     found = {order_name(order): mean(order_name(order), path) for order, path in enumerate(models)}
