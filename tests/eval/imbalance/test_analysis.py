@@ -21,6 +21,7 @@ from ordermerge.commands import measure as measure_module
 from ordermerge.commands.losses import load_splits
 from ordermerge.config.load import load_experiment
 from ordermerge.eval.imbalance.effect import contrast, log_loss
+from ordermerge.progress import Counted
 from ordermerge.train.base_model import load_tokenizer
 from ordermerge.train.samples import load_samples
 from ordermerge.train.sft_config import make_config
@@ -367,7 +368,8 @@ def test_losses_along_the_steps(run: Path) -> None:
     middle = {n: torch.lerp(base[n], v, 0.5) for n, v in load_file(half / "model.safetensors").items()}
     save_file(middle, half / "model.safetensors", {"format": "pt"})
     machine, splits = measure_module.Machine(), load_splits(run, experiment)[1:]
-    (losses,), _ = measure_module.measure(experiment, "half", str(half), splits, machine)
+    progress = Counted("sample")
+    (losses,), _ = measure_module.measure(experiment, "half", str(half), splits, machine, progress=progress)
     assert found[5]["average"] == pytest.approx(float(losses.mean()), abs=1e-5)
 
     (run / "imbalance" / "steps" / "5.json").write_text("{")
