@@ -42,7 +42,8 @@ REFUSED = {
 }
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 SAVE_AS = ("adapter", "dense")
-FIELDS = Fields("lora", LoraConfig, "PEFT", OWNED, REFUSED, ours=("save_as",))
+_SAVE_AS = "What a sub-model is: the `adapter`, or with `dense` a whole model, the adapter added to the base model."
+FIELDS = Fields("lora", LoraConfig, "PEFT", OWNED, REFUSED, {"save_as": _SAVE_AS})
 
 
 def check_lora(experiment: Experiment) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands that make sub-models and merges: `run`, `train`, `orders`, `merge`, `check`."""
+"""Commands that make sub-models and merges: `init`, `run`, `train`, `orders`, `merge`, `check`."""
 
 from pathlib import Path
 
@@ -7,6 +7,36 @@ import click
 from ordermerge.cli.options import JSON, RUNS_DIR, SET, WAIT, give_json, user_errors
 from ordermerge.config import STAGES
 from ordermerge.imports import quick_imports
+
+
+@click.command()
+@click.argument("folder", metavar="[DIR]", default=".", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--kind",
+    type=click.Choice(["prompt", "chat", "lora", "merge"]),
+    default="prompt",
+    show_default=True,
+    help="Prompts and completions; chats; LoRA adapters; or a recipe that merges checkpoints you have.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="PATH|ID",
+    help="Your base model; with --kind merge, your checkpoints too, a --model each. [a tiny random one is written]",
+)
+@user_errors
+def init(folder: Path, kind: str, models: tuple[str, ...]) -> None:
+    """Write an experiment, a recipe, records and a task to start from to DIR; they run as they are, offline.
+
+    Every usual key of the experiment has a line that says what it is for. No file is overwritten.
+    """
+    from ordermerge.commands.init import start_project
+
+    for path in start_project(folder, kind, models):
+        click.echo(path)
+    goes = "merge recipe.yml merged" if kind == "merge" else "run experiment.yml"
+    click.echo(f"next: cd {folder} && ordermerge {goes}", err=True)
 
 
 @click.command()
@@ -171,8 +201,27 @@ def _merge_options() -> list[click.Parameter]:
     return [by_name, adapter, rank, most_lost, wait]
 
 
+def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    import json
+
+    from ordermerge.config.reference import experiment_schema
+
+    click.echo(json.dumps(experiment_schema(), indent=1))
+    context.exit()
+
+
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of the experiment file, for editors, and stop.",
+)
 @click.option("--deep", is_flag=True, help="Of a run directory: read every file that was made, and compare digests.")
 @click.option(
     "--explain", is_flag=True, help="Of a recipe: what each model is really multiplied with, tensor by tensor."

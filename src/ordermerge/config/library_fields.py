@@ -1,12 +1,13 @@
 """Sections whose keys are the fields of a library's configuration class, and keys that a schema does not know."""
 
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ordermerge.errors import UserError, did_you_mean, quoted
 
@@ -20,7 +21,7 @@ class Fields:
         owner: The library it is from, for messages.
         owned: Fields that cannot be set, and why.
         refused: Fields that cannot be set to anything but their default, and why.
-        ours: Keys of the section that are no fields of the dataclass.
+        ours: Keys of the section that are no fields of the dataclass, and what they mean.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class Fields:
         owner: str,
         owned: Mapping[str, str],
         refused: Mapping[str, str],
-        ours: Sequence[str] = (),
+        ours: Mapping[str, str] = MappingProxyType({}),
     ):
         self._section, self._config, self._owner = section, config, owner
         self._owned, self._refused, self._ours = owned, refused, ours
@@ -70,6 +71,15 @@ class Fields:
                 f"`{self._section}.{name}`: {message[0].lower()}{message[1:]}; got {quoted(value)}"
             ) from None
 
+    def described(self) -> Iterator[tuple[str, Any, Any, str]]:
+        """Yield each field that can be set: name, type, default, and what its library says of it."""
+        hints = _hints(self._config)
+        for field in fields(self._config):
+            if field.init and field.name not in self._owned and field.name not in self._refused:
+                default = field.default_factory() if field.default_factory is not MISSING else field.default
+                yield field.name, hints[field.name], default, " ".join(field.metadata.get("help", "").split())
+        yield from ((name, Any, None, meaning) for name, meaning in self._ours.items())
+
     def _refusal(self, name: str, value: Any) -> str | None:
         known = {field.name: field.default for field in fields(self._config) if field.init}
         where = f"`{self._section}.{name}`"
@@ -97,8 +107,11 @@ def section_fields(config: type, owned: Collection[str]) -> dict[str, Any]:
         Type and default by name.
     """
     hints, example = _hints(config), config()
-    kept = [field.name for field in fields(config) if field.name not in owned]
-    return {name: (hints[name], getattr(example, name)) for name in kept}
+    return {
+        field.name: (hints[field.name], Field(getattr(example, field.name), description=field.metadata.get("help")))
+        for field in fields(config)
+        if field.name not in owned
+    }
 
 
 def unknown_keys(annotation: Any, value: Any, where: str = "") -> Iterator[str]:

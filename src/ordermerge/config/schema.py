@@ -27,8 +27,8 @@ class ModelSection(Section):
         dtype: What the weights are stored and trained in; TRL's own default is float32.
     """
 
-    path: str
-    revision: str | None = None
+    path: Annotated[str, Field(examples=["HuggingFaceTB/SmolLM2-135M"])]
+    revision: str | None = Field(None, examples=["main"])
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @property
@@ -57,15 +57,15 @@ class DataSection(Section):
         messages: Field that holds chat messages, instead of the two templates.
     """
 
-    train: str
-    config: str | None = None
-    revision: str | None = None
+    train: Annotated[str, Field(examples=["train.jsonl"])]
+    config: str | None = Field(None, examples=["socratic"])
+    revision: str | None = Field(None, examples=["main"])
     split: str = "train"
-    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = None
-    validation_split: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    messages: str | None = None
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(None, examples=["valid.jsonl"])
+    validation_split: str | None = Field(None, examples=["test"])
+    prompt: str | None = Field(None, examples=["{question}"])
+    completion: str | None = Field(None, examples=["{answer}"])
+    messages: str | None = Field(None, examples=["messages"])
 
     @property
     def has_validation(self) -> bool:
@@ -100,11 +100,11 @@ class OrdersSection(Section):
         branch_at: How many optimizer steps, or which fraction of them, all orders share; None for none.
     """
 
-    count: Annotated[int, Field(ge=1, le=1000)]
+    count: Annotated[int, Field(ge=1, le=1000, examples=[4])]
     strategy: Literal["random", "batch", "rotate", "file"] = "random"
     seed: int = 0
-    file: str | None = None
-    branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = None
+    file: str | None = Field(None, examples=["orders.json"])
+    branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = Field(None, examples=[0.5])
 
     @model_validator(mode="after")
     def _file_goes_with_its_strategy(self) -> "OrdersSection":
@@ -135,8 +135,8 @@ class CheckpointsSection(Section):
         resume_every: Save what an interrupted order goes on from this often; None does so after each epoch.
     """
 
-    every: Cadence | None = None
-    resume_every: Cadence | None = None
+    every: Cadence | None = Field(None, examples=[50])
+    resume_every: Cadence | None = Field(None, examples=[0.25])
 
 
 class ControlSection(Section):
@@ -206,6 +206,7 @@ class EvaluationSection(_EvaluatorFields):
 
     Attributes:
         tasks: Task names, at least one.
+        apply_chat_template: Wrap requests in the model's chat template, or in the named one of several.
         batch_size: A number, or "auto", as lm-eval's command takes it.
         max_batch_size: The largest that "auto" may choose.
         device: Such as "cuda:0"; the first GPU, or the CPU where there is none, if not given.
@@ -215,11 +216,11 @@ class EvaluationSection(_EvaluatorFields):
         ensemble: Whether to score the mean of the sub-models' probabilities too, beside the merges.
     """
 
-    tasks: Annotated[list[str], Field(min_length=1)]
+    tasks: Annotated[list[str], Field(min_length=1, examples=[["gsm8k"]])]
     apply_chat_template: Annotated[bool | str, BeforeValidator(read_switch)] = False
     batch_size: int | str = 1
-    max_batch_size: Annotated[int, Field(gt=0)] | None = None
-    device: str | None = None
+    max_batch_size: Annotated[int, Field(gt=0)] | None = Field(None, examples=[64])
+    device: str | None = Field(None, examples=["cpu"])
     model_args: Pairs = Field(default_factory=dict)
     gen_kwargs: Pairs = Field(default_factory=dict)
     metadata: Pairs = Field(default_factory=dict)
@@ -253,7 +254,7 @@ class Experiment(Section):
         directory: Folder of the experiment file, where its relative paths start; `load_experiment` has followed them.
     """
 
-    name: Name
+    name: Annotated[Name, Field(examples=["quickstart"])]
     model: ModelSection
     data: DataSection
     orders: OrdersSection
