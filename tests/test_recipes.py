@@ -13,7 +13,8 @@ from ordermerge.yaml_json import read_yaml
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 FILES = sorted(path for path in ROOT.rglob("*.yml") if "results" not in path.parts)
 FIELD = ROOT / "field"
-RECIPES = [path for path in FILES if path.parent in (ROOT, FIELD)]
+HUB = [path for path in FILES if path.parent.name.startswith("olmo-2-")]  # of models on the hub
+RECIPES = [path for path in FILES if path.parent in (ROOT, FIELD)] + HUB
 EXPERIMENTS = [path for path in FILES if path not in RECIPES]
 
 
@@ -23,7 +24,7 @@ def name(path: Path) -> str:
 
 def test_recipes_were_found() -> None:
     assert len(EXPERIMENTS) >= 3
-    assert len(RECIPES) >= 22
+    assert len(RECIPES) >= 28
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
@@ -53,9 +54,9 @@ def test_experiment_passes_the_dry_run(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_check_command_accepts_it(path: Path) -> None:
     done = CliRunner().invoke(main, ["check", str(path)])
-    if path in EXPERIMENTS:
+    if path in EXPERIMENTS or path in HUB:
         assert done.exit_code == 0, done.output
-        assert "the experiment is well-formed" in done.output
+        assert f"the {'recipe' if path in HUB else 'experiment'} is well-formed" in done.output
     else:  # its sub-models do not exist yet, and that is all there is to say
         assert done.exit_code == 1
         missing = len(set(re.findall(r"\./runs/\S+", path.read_text())))
