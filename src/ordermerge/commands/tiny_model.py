@@ -2,6 +2,7 @@
 
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -24,8 +25,8 @@ def write_tiny_model(folder: Path, *, seed: int = 0, moved: float = 0.0) -> None
         moved: By how much half of the weights are changed, in their standard deviations: a stand-in for fine-tuning.
     """
     tokenizer = _tokenizer()
-    size = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos")}
+    size: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos")}
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **size, **tokens, bos_token_id=None)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -34,7 +35,7 @@ def write_tiny_model(folder: Path, *, seed: int = 0, moved: float = 0.0) -> None
     with torch.no_grad():
         for weight in model.parameters() if moved else ():
             change = torch.randn(weight.shape, generator=generator) * config.initializer_range * moved
-            weight += change * (torch.rand(weight.shape, generator=generator) < 0.5)
+            weight.add_(change * (torch.rand(weight.shape, generator=generator) < 0.5))
     disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

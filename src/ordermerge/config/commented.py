@@ -26,7 +26,7 @@ def commented_experiment(values: Mapping[str, Any]) -> str:
     Args:
         values: By dotted key, such as `sft.learning_rate`; a section without keys of its own as a whole (`merges`).
     """
-    lines = []
+    lines: list[str] = []
     for key in keys(experiment_schema()):
         if key.section in USUAL and key.name not in USUAL[key.section] and key.place not in values:
             continue

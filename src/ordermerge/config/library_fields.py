@@ -108,7 +108,7 @@ def section_fields(config: type, owned: Collection[str]) -> dict[str, Any]:
     """
     hints, example = _hints(config), config()
     return {
-        field.name: (hints[field.name], Field(getattr(example, field.name), description=field.metadata.get("help")))
+        field.name: (hints[field.name], Field(default=getattr(example, field.name), description=field.metadata.get("help")))
         for field in fields(config)
         if field.name not in owned
     }

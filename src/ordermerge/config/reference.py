@@ -94,7 +94,8 @@ def library_schema(library: Fields) -> dict[str, Any]:
     Args:
         library: The section.
     """
-    properties, definitions = {}, {}
+    properties: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
     for name, hint, default, meaning in library.described():
         try:
             of = TypeAdapter(hint).json_schema()
@@ -139,7 +140,7 @@ def _library_sections() -> dict[str, Fields]:
     return {"sft": SFT, "lora": LORA}
 
 
-def _sections(of: type) -> Iterator[Any]:
+def _sections(of: type[Section]) -> Iterator[type[Section]]:
     for section in of.__subclasses__():
         yield section
         yield from _sections(section)

@@ -28,7 +28,7 @@ class ModelSection(Section):
     """
 
     path: Annotated[str, Field(examples=["HuggingFaceTB/SmolLM2-135M"])]
-    revision: str | None = Field(None, examples=["main"])
+    revision: str | None = Field(default=None, examples=["main"])
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @property
@@ -58,14 +58,14 @@ class DataSection(Section):
     """
 
     train: Annotated[str, Field(examples=["train.jsonl"])]
-    config: str | None = Field(None, examples=["socratic"])
-    revision: str | None = Field(None, examples=["main"])
+    config: str | None = Field(default=None, examples=["socratic"])
+    revision: str | None = Field(default=None, examples=["main"])
     split: str = "train"
-    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(None, examples=["valid.jsonl"])
-    validation_split: str | None = Field(None, examples=["test"])
-    prompt: str | None = Field(None, examples=["{question}"])
-    completion: str | None = Field(None, examples=["{answer}"])
-    messages: str | None = Field(None, examples=["messages"])
+    validation: str | Annotated[float, Field(gt=0, lt=1)] | None = Field(default=None, examples=["valid.jsonl"])
+    validation_split: str | None = Field(default=None, examples=["test"])
+    prompt: str | None = Field(default=None, examples=["{question}"])
+    completion: str | None = Field(default=None, examples=["{answer}"])
+    messages: str | None = Field(default=None, examples=["messages"])
 
     @property
     def has_validation(self) -> bool:
@@ -103,8 +103,8 @@ class OrdersSection(Section):
     count: Annotated[int, Field(ge=1, le=1000, examples=[4])]
     strategy: Literal["random", "batch", "rotate", "file"] = "random"
     seed: int = 0
-    file: str | None = Field(None, examples=["orders.json"])
-    branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = Field(None, examples=[0.5])
+    file: str | None = Field(default=None, examples=["orders.json"])
+    branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = Field(default=None, examples=[0.5])
 
     @model_validator(mode="after")
     def _file_goes_with_its_strategy(self) -> "OrdersSection":
@@ -135,8 +135,8 @@ class CheckpointsSection(Section):
         resume_every: Save what an interrupted order goes on from this often; None does so after each epoch.
     """
 
-    every: Cadence | None = Field(None, examples=[50])
-    resume_every: Cadence | None = Field(None, examples=[0.25])
+    every: Cadence | None = Field(default=None, examples=[50])
+    resume_every: Cadence | None = Field(default=None, examples=[0.25])
 
 
 class ControlSection(Section):
@@ -219,8 +219,8 @@ class EvaluationSection(_EvaluatorFields):
     tasks: Annotated[list[str], Field(min_length=1, examples=[["gsm8k"]])]
     apply_chat_template: Annotated[bool | str, BeforeValidator(read_switch)] = False
     batch_size: int | str = 1
-    max_batch_size: Annotated[int, Field(gt=0)] | None = Field(None, examples=[64])
-    device: str | None = Field(None, examples=["cpu"])
+    max_batch_size: Annotated[int, Field(gt=0)] | None = Field(default=None, examples=[64])
+    device: str | None = Field(default=None, examples=["cpu"])
     model_args: Pairs = Field(default_factory=dict)
     gen_kwargs: Pairs = Field(default_factory=dict)
     metadata: Pairs = Field(default_factory=dict)
