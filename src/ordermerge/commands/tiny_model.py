@@ -25,7 +25,8 @@ def write_tiny_model(folder: Path, *, seed: int = 0, moved: float = 0.0) -> None
         moved: By how much half of the weights are changed, in their standard deviations: a stand-in for fine-tuning.
     """
     tokenizer = _tokenizer()
-    size: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    size: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 128}
+    size |= {"num_hidden_layers": 2, "num_attention_heads": 4}
     tokens: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos")}
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **size, **tokens, bos_token_id=None)
     generator = torch.Generator().manual_seed(seed)

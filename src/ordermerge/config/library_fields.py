@@ -107,11 +107,12 @@ def section_fields(config: type, owned: Collection[str]) -> dict[str, Any]:
         Type and default by name.
     """
     hints, example = _hints(config), config()
-    return {
-        field.name: (hints[field.name], Field(default=getattr(example, field.name), description=field.metadata.get("help")))
-        for field in fields(config)
-        if field.name not in owned
-    }
+    found = {}
+    for field in fields(config):
+        if field.name not in owned:
+            default, meaning = getattr(example, field.name), field.metadata.get("help")
+            found[field.name] = (hints[field.name], Field(default=default, description=meaning))
+    return found
 
 
 def unknown_keys(annotation: Any, value: Any, where: str = "") -> Iterator[str]:
