@@ -8,9 +8,10 @@ are both drawn from larger populations, so the variance of the mean over F famil
 
     s_F^2 / F + s_n^2 / n - s^2 / (F n)
 
-with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 of the single values (the two-way random
-effects of Owen and Eckles, "Bootstrapping data arrays of arbitrary order", 2012, in moments). Student's t has the F - 1
-degrees of freedom of the families, which is cautious. p-values are corrected for the number of questions (Holm).
+with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 what is left of the single values without
+both: the mean squares of two crossed random effects (Searle, Casella and McCulloch, Variance Components, 1992).
+Student's t has the F - 1 degrees of freedom of the families, which is cautious. p-values are corrected for the number of
+questions (Holm).
 """
 
 import argparse
@@ -69,8 +70,11 @@ def read_documents(results: Path) -> dict[str, np.ndarray]:
 def standard_error(values: np.ndarray) -> float:
     """Return the standard error of the mean of values by family and document, shape [F, n], both at random."""
     families, documents = values.shape
-    variance = values.mean(axis=1).var(ddof=1) / families + values.mean(axis=0).var(ddof=1) / documents
-    return float(np.sqrt(max(variance - values.var(ddof=1) / values.size, 0)))
+    of_families, of_documents = values.mean(axis=1), values.mean(axis=0)
+    left = values - of_families[:, None] - of_documents + values.mean()
+    rest = (left**2).sum() / ((families - 1) * (documents - 1))
+    variance = of_families.var(ddof=1) / families + of_documents.var(ddof=1) / documents - rest / values.size
+    return float(np.sqrt(max(variance, 0)))
 
 
 def answer(name: str, first: np.ndarray, second: np.ndarray) -> Contrast:
@@ -85,7 +89,8 @@ def answer(name: str, first: np.ndarray, second: np.ndarray) -> Contrast:
     families, documents = values.shape
     difference, error = float(values.mean()), standard_error(values)
     student = t(families - 1)
-    half, p_value = float(student.ppf((1 + LEVEL) / 2)) * error, float(2 * student.sf(abs(difference) / error))
+    half = float(student.ppf((1 + LEVEL) / 2)) * error
+    p_value = float(2 * student.sf(abs(difference) / error)) if error else float(difference == 0)
     detectable = (float(student.ppf((1 + LEVEL) / 2)) + float(norm.ppf(POWER))) * error
     return Contrast(name, difference, difference - half, difference + half, p_value, detectable, families, documents)
 

@@ -1,0 +1,51 @@
+"""The statistics of the studies: intervals over families and documents, on planted data."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+PATH = Path(__file__).resolve().parents[2] / "studies" / "answers.py"
+SPEC = importlib.util.spec_from_file_location("answers", PATH)
+assert SPEC
+assert SPEC.loader
+answers = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(answers)
+
+
+def planted(draw: np.random.Generator, families: int, documents: int) -> np.ndarray:
+    """Return differences whose truth is .1, with an effect of each family, of each document, and noise."""
+    of_family, of_document = draw.normal(0, 0.05, (families, 1)), draw.normal(0, 0.5, documents)
+    return 0.1 + of_family + of_document + draw.normal(0, 0.3, (families, documents))
+
+
+def test_standard_error_is_that_of_the_planted_effects() -> None:
+    draw = np.random.default_rng(0)
+    found = [answers.standard_error(planted(draw, 5, 200)) ** 2 for _ in range(400)]
+    truth = 0.05**2 / 5 + 0.5**2 / 200 + 0.3**2 / 1000
+    assert np.mean(found) == pytest.approx(truth, rel=0.05)  # the mean of 400 estimates; their own error is 1.4 %
+
+
+def test_interval_covers_the_truth() -> None:
+    draw = np.random.default_rng(1)
+    zero = np.zeros((5, 200))
+    found = [answers.answer("q", planted(draw, 5, 200), zero) for _ in range(400)]
+    covered = np.mean([one.low <= 0.1 <= one.high for one in found])
+    assert covered >= 0.95 - 2 * np.sqrt(0.95 * 0.05 / 400)  # cautious: more than the nominal share is no fault
+
+
+def test_answer_is_students_over_families_and_p_is_corrected_for_their_number() -> None:
+    scores = {"a/x": np.array([[1, 1, 0, 1], [1, 0, 1, 1]]), "a/y": np.array([[0, 1, 0, 1], [0, 0, 1, 0]])}
+    asked = [
+        {"name": "x less y", "of": ["a/x"], "against": ["a/y"]},
+        {"name": "y less x", "of": ["a/y"], "against": ["a/x"]},
+    ]
+    first, second = answers.answers(asked, scores)
+    difference = scores["a/x"] - scores["a/y"]
+    error = answers.standard_error(difference)
+    assert first.difference == difference.mean() == -second.difference
+    assert first.high - first.difference == pytest.approx(t(1).ppf(0.975) * error)
+    assert first.p_value == pytest.approx(min(1, 2 * 2 * t(1).sf(first.difference / error)))
+    assert (first.families, first.documents) == (2, 4)
