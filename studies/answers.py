@@ -8,10 +8,10 @@ are both drawn from larger populations, so the variance of the mean over F famil
 
     s_F^2 / F + s_n^2 / n - s^2 / (F n)
 
-with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 what is left of the single values without
-both: the mean squares of two crossed random effects (Searle, Casella and McCulloch, Variance Components, 1992).
-Student's t has the F - 1 degrees of freedom of the families, which is cautious. p-values are corrected for the number of
-questions (Holm).
+with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 what is left of the single values
+without both: the mean squares of two crossed random effects (Searle, Casella and McCulloch, Variance Components, 1992).
+Student's t has the F - 1 degrees of freedom of the families, which is cautious. p-values are corrected for the number
+of questions (Holm).
 """
 
 import argparse
