@@ -14,6 +14,7 @@ from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, PERMUTATIONS
 from ordermerge.stages import Step, mark_done
 from ordermerge.train import distributed
 from ordermerge.train.base_model import BaseModel
+from ordermerge.train.boundaries import boundary_warning
 from ordermerge.train.callbacks import Saver
 from ordermerge.train.checkpointing import LOGS, ResumePoint, kept_files
 from ordermerge.train.orders import epoch_fingerprints
@@ -154,6 +155,8 @@ def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: P
         found.append(f"{samples.empty} of {total} samples have an empty answer: they teach to answer nothing")
     if samples.duplicates:
         found.append(f"{samples.duplicates} of {total} samples are exact copies of an earlier one; all are trained on")
+    if merged := boundary_warning(samples.train, tokenizer):
+        found.append(merged)
     ends = base.generation_config.eos_token_id if base.generation_config is not None else None
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
         found.append(

@@ -8,12 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ordermerge import console
 from ordermerge.progress import Counted
 from ordermerge.provenance import git_commit
 
 # Warnings that repeat the user's own settings, or explain an option of lm-eval's command that is of no use here.
 REQUESTS = "Running "  # begins the descriptions of lm-eval's bars over requests
-IDLE = ("Overwriting default num_fewshot", "generation_kwargs: ", "Custom kwargs can be passed to `--metadata`")
+IDLE = (
+    "is defined, but aggregation is not. using default",
+    "is defined, but higher_is_better is not. using default",
+    "Overwriting default num_fewshot",
+    "generation_kwargs: ",
+    "Custom kwargs can be passed to `--metadata`",
+)
 
 
 @contextmanager
@@ -38,7 +45,7 @@ def quiet(progress: Counted | None = None) -> Iterator[None]:
         logger.addHandler(handler)
         logger.propagate = False
     try:
-        with _without_bars(progress), _no_load_counts():
+        with console.quiet(), _without_bars(progress), _no_load_counts():
             yield
     finally:
         if ours:

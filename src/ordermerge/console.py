@@ -1,6 +1,7 @@
 """What the console shows: one line at a time, and progress bars where someone watches."""
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,14 @@ from contextlib import contextmanager
 import click
 
 from ordermerge.errors import printable
+
+# What libraries say that is meant for those who call them, or that is said here in other words: by logger.
+_FOR_AUTHORS = {
+    **dict.fromkeys(
+        ("transformers.configuration_utils", "transformers.modeling_utils"), ("`torch_dtype` is deprecated",)
+    ),
+    "trl.trainer.sft_trainer": ("The tokenized prompt is not a prefix of",),  # `train.boundaries` counts them
+}
 
 
 def say(line: object, *, err: bool = True) -> None:
@@ -35,20 +44,41 @@ def is_interactive() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Switch the libraries' progress bars off for a while, unless someone watches; and a warning meant for PEFT."""
-    import datasets
-    from transformers.utils import logging
+    """Switch the libraries' progress bars off for a while, and what they say to each other's authors (`_FOR_AUTHORS`).
 
-    datasets_bars, transformers_bars = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
-    if not is_interactive():
+    Anything else that they warn of, and every error, is shown.
+
+    Yields:
+        Nothing.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    datasets = sys.modules.get("datasets")  # importing it takes a second, and who does not use it has none of its bars
+    datasets_bars = datasets is not None and not datasets.are_progress_bars_disabled()
+    transformers_bars = transformers_logging.is_progress_bar_enabled()
+    if datasets is not None:
         datasets.disable_progress_bars()
-        logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    filters = {logging.getLogger(name): _Without(texts) for name, texts in _FOR_AUTHORS.items()}
+    for logger, passing in filters.items():
+        logger.addFilter(passing)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
             yield
     finally:
-        if datasets_bars:
+        for logger, passing in filters.items():
+            logger.removeFilter(passing)
+        if datasets is not None and datasets_bars:
             datasets.enable_progress_bars()
         if transformers_bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+
+
+class _Without(logging.Filter):
+    def __init__(self, texts: tuple[str, ...]):
+        super().__init__()
+        self._texts = texts
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in self._texts)

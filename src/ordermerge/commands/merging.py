@@ -22,6 +22,7 @@ from ordermerge.commands.first_pass import Found, completed_text, measure, with_
 from ordermerge.commands.merge_output import merge_output
 from ordermerge.commands.model_card import CARD, complete_card
 from ordermerge.companions import CONFIG, TOKENIZER, copy_companions
+from ordermerge.console import quiet
 from ordermerge.digests import verified
 from ordermerge.errors import UserError
 from ordermerge.files import checkpoint_bytes, file_records, fingerprint, require_space, write_json
@@ -71,7 +72,7 @@ def merge(
     config = MergeConfiguration.model_validate(recipe)
     named = map_models(config, with_absolute_paths)  # for the card: mergekit looks a bare relative name up online
     fetch(named, options)
-    with merge_output(out, step) as partial:
+    with quiet(), merge_output(out, step) as partial:
         if partial is None:
             click.echo(f"{out}: merged by another process meanwhile, kept", err=True)
             return bool(by_name)

@@ -23,6 +23,7 @@ from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import LONGER, MADE_WITH, Experiment
 from ordermerge.config.trainings import branched_price, control_runs, sub_models
+from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
@@ -84,7 +85,7 @@ def run_experiment(
         return _summary(plan, todo)
     if todo:
         tell_load()
-    with failure_noted(run_directory):
+    with failure_noted(run_directory), quiet():
         _carry_out(plan, path, changes, force)
     return None
 
