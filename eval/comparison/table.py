@@ -37,8 +37,9 @@ def markdown_comparison(report: ComparisonReport) -> str:
         report: The comparison.
     """
     parts: list[str] = []
-    columns, last = _header(report), None
+    last = None
     for heading, against, comparisons in _blocks(report):
+        columns = _header(report, comparisons)
         if heading != last:
             parts.append(f"### {markdown_text(heading)}")
         last = heading
@@ -83,8 +84,9 @@ def print_comparison(report: ComparisonReport, file: IO[str] | None = None) -> N
         report: The comparison.
         file: Where to print; standard output if not given.
     """
-    columns, last = _header(report), None
+    last = None
     for heading, against, comparisons in _blocks(report):
+        columns = _header(report, comparisons)
         if heading != last:
             print(printable(heading), file=file)
         last = heading
@@ -127,7 +129,7 @@ def _method_notes(report: ComparisonReport) -> list[str]:
     if single := sorted({models[0] for models in controls if len(models) == 1}):
         lines.append(
             f"{', '.join(single)}: one run. Another order of it would score otherwise, which no interval here holds: "
-            "nothing is told apart from it by these documents alone; the control's `count` trains it in more orders."
+            "nothing is told apart from it by these documents alone; the control's count trains it in more orders."
         )
     if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
         lines.append(
@@ -168,8 +170,8 @@ def _title(task: str, metric: str, filter_name: str) -> str:
     return " ".join([task, metric, *([] if filter_name == NO_FILTER else [filter_name])])
 
 
-def _header(report: ComparisonReport) -> list[str]:
-    over_orders = ["over orders"] if any(one.orders for one in report.comparisons) else []
+def _header(report: ComparisonReport, comparisons: Sequence[Comparison]) -> list[str]:
+    over_orders = ["over orders"] if any(one.orders for one in comparisons) else []
     return ["model", "difference", f"{report.confidence:.0%} interval", *over_orders]
 
 

@@ -18,7 +18,13 @@ from ordermerge.provenance import record
 from ordermerge.run_directory import imbalance_folder, model_marker, model_paths, open_run, order_name
 
 BINS = 10
-FIGURES = ("figure_1_first", "figure_1_last", "figure_3_first", "figure_3_last", "figure_4")
+FIGURES = {  # with what each shows
+    "figure_1_first": "Loss by the position in the first epoch (figure 1 of the paper)",
+    "figure_1_last": "Loss by the position in the last epoch",
+    "figure_3_first": "What merging leaves of that, by the position in one order's first epoch (figure 3)",
+    "figure_3_last": "What merging leaves of that, by the position in one order's last epoch",
+    "figure_4": "Validation loss of single and merged models along the training (figure 4)",
+}
 
 
 @with_config(ConfigDict(extra="allow"))

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ordermerge.eval.figures import COLOURS, save_figure
+from ordermerge.eval.figures import COLOURS, join_equal, save_figure
 from ordermerge.eval.imbalance.curves import Curve
 from ordermerge.run_directory import order_name
 
@@ -35,12 +35,12 @@ def position_figure(stem: Path, epoch: str, orders: Sequence[Curve], pooled: Cur
         for number, curve in enumerate(orders):
             above.plot(curve.centre, curve.mean, color=_GREY, linewidth=0.8, label="each order" if not number else None)
         _line(above, pooled, COLOURS[0], label="all orders, 95 % band")
-        above.set(title="Mean loss of the samples met there", ylabel="loss (nats per token)")
+        above.set(title="Mean loss of the samples, by when they were met", ylabel="loss (nats per token)")
         _legend(above)
         _line(below, _percent(effect), COLOURS[1])
         below.axhline(0, color=_GREY, linewidth=0.8)
         below.set(
-            title="The same sample, met here rather than elsewhere",
+            title="Loss of the same sample, met here rather than elsewhere",
             ylabel="change of loss (%)",
             xlabel=f"position in the {epoch} epoch (0 first, 1 last)",
             xlim=(0, 1),
@@ -61,18 +61,19 @@ def anchor_figure(stem: Path, epoch: str, losses: Mapping[str, Curve], relative:
         losses: Mean loss of each, by name.
         relative: Log loss less that of the other orders, by name; the other orders are not in it.
     """
-    look = {name: _look(i) for i, name in enumerate(losses)}
+    names = join_equal({name: name for name in losses}, lambda name: losses[name].mean.tolist())
+    look = {name: _look(i) for i, name in enumerate(names.values())}
 
     def paint(figure: Figure) -> None:
         above, below = figure.subplots(2, sharex=True)
-        for name, curve in losses.items():
-            above.plot(curve.centre, curve.mean, label=name, **look[name])
-        above.set(title="Mean loss of the samples that the anchor met there", ylabel="loss (nats per token)")
+        for title, name in names.items():
+            above.plot(losses[name].centre, losses[name].mean, label=title, **look[name])
+        above.set(title="Mean loss of the samples, by when one order met them", ylabel="loss (nats per token)")
         below.axhline(0, color=_GREY, linewidth=0.8)
-        for name, curve in relative.items():
-            _line(below, _percent(curve), look[name]["color"], linestyle=look[name]["linestyle"])
+        for name in [name for name in look if name in relative]:
+            _line(below, _percent(relative[name]), look[name]["color"], linestyle=look[name]["linestyle"])
         below.set(
-            title="The same samples, against the other orders",
+            title="Loss of the same samples, against the other orders",
             ylabel="difference of loss (%)",
             xlabel=f"position in the anchor's {epoch} epoch (0 first, 1 last)",
             xlim=(0, 1),
@@ -101,9 +102,13 @@ def steps_figure(stem: Path, losses: Mapping[int, Mapping[str, float]]) -> list[
         for i, name in enumerate(singles):
             label = f"{singles[0]} to {singles[-1]}" if i == 0 else None
             axes.plot(list(losses), series[name], color=_GREY, linewidth=0.8, marker=".", label=label)
-        for i, name in enumerate(merges):
-            axes.plot(list(losses), series[name], marker=".", label=name, **_look(i + _BEFORE_MERGES))
-        axes.set(xlabel="training step", ylabel="validation loss (nats per token)")
+        for i, (name, values) in enumerate(join_equal({name: series[name] for name in merges}).items()):
+            axes.plot(list(losses), values, marker=".", label=name, **_look(i + _BEFORE_MERGES))
+        axes.set(
+            title="Validation loss along the training",
+            xlabel="optimizer step",
+            ylabel="validation loss (nats per token)",
+        )
         figure.legend(loc="outside lower center", ncols=2)
 
     rows = [(name, step, values[name]) for name in names for step, values in losses.items()]

@@ -15,7 +15,7 @@ from ordermerge.eval.inspect.tables import short_names
 
 _WHOLE = "all"  # the first column: the layer as a whole
 _ROW, _COLUMN, _TALLEST = 0.24, 0.55, 10.0  # inches
-_LEAST_TOP = 1.0  # a scale ends at 1 %, or a cosine of 1, or above
+_LEAST_SPAN = 0.05  # of a scale, before it is scaled: one of less would make much of nothing
 _MOST_LABELS = 40  # of layers; with more, every n-th is named
 Grid = dict[tuple[str, str], dict[str, float | None]]
 
@@ -40,7 +40,7 @@ def draw_heat_map(found: Mapping[str, Any], stem: Path) -> list[Path]:
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axis, (title, (key, scale)) in zip(axes, panels.items(), strict=True):
             values = [[_scaled(grid.get((row, column), {}).get(key), scale) for column in columns] for row in rows]
-            _paint_panel(figure, axis, np.array(values), title)
+            _paint_panel(figure, axis, np.array(values), title, _LEAST_SPAN * scale)
             axis.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
         short = short_names(rows)
         step = -(-len(rows) // _MOST_LABELS)
@@ -76,10 +76,12 @@ def _scaled(value: float | None, scale: float) -> float:
     return np.nan if value is None else value * scale
 
 
-def _paint_panel(figure: Figure, axis: Axes, values: np.ndarray, title: str) -> None:
-    # From zero, and cosines to one: a scale cut to the data would make much of nothing.
+def _paint_panel(figure: Figure, axis: Axes, values: np.ndarray, title: str, least: float) -> None:
+    """Draw a panel; its scale fits the values, but spans at least so much, and begins at 0 or above where they do."""
     known = values[np.isfinite(values)]
-    low, high = min(0.0, known.min(initial=0)), max(_LEAST_TOP, known.max(initial=0))
+    lowest, highest = (known.min(), known.max()) if known.size else (0.0, 0.0)
+    low = min(lowest, max(highest - least, 0.0))
+    high = max(highest, low + least)
     image = axis.imshow(values, cmap=SEQUENTIAL, aspect="auto", interpolation="nearest", vmin=low, vmax=high)
     axis.axvline(0.5, color="white", linewidth=4)  # between the layer as a whole and its tensors
     axis.set_title(title)

@@ -44,7 +44,7 @@ def test_page_shows_markup_of_names_as_text_and_lets_wide_tables_scroll(tmp_path
     assert "<script>" not in page
     assert "a&lt;script&gt;b" in page
     assert "<title>x&lt;y</title>" in page
-    assert '<div class="table" tabindex="0" role="region" aria-label="table"><table>' in page
+    assert '<div class="wide" tabindex="0" role="region" aria-label="table"><table>' in page
 
 
 def test_tallies_count_what_the_corrected_p_tells_apart() -> None:

@@ -20,16 +20,18 @@ _PAGE = Template("""<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>$title</title>
 <style>
-:root { --ink: #1a1a1a; --paper: #ffffff; --line: #d0d0d0; --shade: #f4f4f4; --link: #0057a0; --shadow: #0004; }
+:root { --ink: #1a1a1a; --paper: #ffffff; --line: #d0d0d0; --shade: #f4f4f4; --link: #0057a0; --shadow: #0004;
+  --blue: #0072b2; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484d; --shade: #212429; --link: #7db8ee; --shadow: #fff5; }
+  :root { --ink: #e6e6e6; --paper: #16181b; --line: #44484d; --shade: #212429; --link: #7db8ee; --shadow: #fff5;
+    --blue: #4aa6de; }
 }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 1rem; }
 body { margin: 0; padding: 1rem 1rem 4rem; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, sans-serif; overflow-wrap: break-word; }
 main { min-width: 0; }
-main > :not(.table) { max-width: 54rem; }
+main > :not(.wide) { max-width: 54rem; }
 h1 { margin: .4rem 0 1rem; font-size: 1.7rem; line-height: 1.2; }
 h2 { margin-top: 2.4rem; padding-top: .6rem; border-top: 1px solid var(--line); font-size: 1.25rem; }
 h3 { margin-top: 1.6rem; font-size: 1.05rem; }
@@ -43,25 +45,26 @@ nav a:hover { text-decoration: underline; }
   nav a { display: block; }
 }
 /* Two covers scroll with the table, two shadows stay: a shadow shows where there is more. */
-.table { width: fit-content; max-width: 100%; margin: 1rem 0; overflow-x: auto;
+.wide { width: fit-content; max-width: 100%; margin: 1rem 0; overflow-x: auto;
   background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100% no-repeat local,
     linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
     linear-gradient(to right, var(--shadow), transparent) left / .9rem 100% no-repeat scroll,
     linear-gradient(to left, var(--shadow), transparent) right / .9rem 100% no-repeat scroll; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+table { width: max-content; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th:last-child, td:last-child { padding-right: .2rem; }
-th { border-bottom-width: 2px; vertical-align: bottom; min-width: 4rem; }
+th { max-width: 12rem; border-bottom-width: 2px; vertical-align: bottom; }
 td { white-space: nowrap; }
-td.words { white-space: normal; min-width: 14rem; max-width: 34rem; }
+td.words { white-space: normal; max-width: min(34rem, 80vw); }
 code { font: .88em ui-monospace, monospace; background: var(--shade); border-radius: 3px; padding: .1em .25em; }
 pre { padding: .8rem; background: var(--shade); border-radius: 4px; overflow-x: auto; line-height: 1.4; }
 pre code { padding: 0; background: none; }
 blockquote { margin: 0 0 1rem; padding: .1rem 1rem; border-left: 4px solid var(--link); background: var(--shade); }
 figure { margin: 1.2rem 0; }
-figure svg { max-width: 100%; height: auto; color: var(--ink); fill: currentColor; }
+figure .wide { margin: 0; }
+figure svg { display: block; max-width: max(100%, 28rem); height: auto; color: var(--ink); fill: currentColor; }
 figcaption { font-size: .9rem; }
-@media print { nav { display: none; } .table { background: none; overflow: visible; } }
+@media print { nav { display: none; } .wide { background: none; overflow: visible; } }
 </style>
 </head>
 <body>
@@ -70,8 +73,8 @@ $body</main>
 </body>
 </html>
 """)
-# matplotlib's ink and paper: in the page these are the text's colour, and nothing.
-_INK, _PAPER = "#000000", "fill: #ffffff"
+# matplotlib's paper and ink, in the page nothing and the text's colour; and a blue that is too dark for a dark page.
+_COLOURS = {"fill: #ffffff": "fill: none", "#000000": "currentColor", "#0072b2": "var(--blue)"}
 _LONG = 48  # a cell of more characters is wrapped
 
 
@@ -95,10 +98,11 @@ def html_page(markdown: str, title: str, folder: Path, pictures: Collection[Path
         if folder / source not in pictures:
             return caption
         drawing = _inline((folder / source).with_suffix(".svg"))
-        return f'<figure role="img" aria-label="{caption}">{drawing}<figcaption>{caption}</figcaption></figure>'
+        drawn = f'<div class="wide" tabindex="0" role="img" aria-label="{caption}">{drawing}</div>'
+        return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
 
     def table_open(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-        return '<div class="table" tabindex="0" role="region" aria-label="table"><table>\n'
+        return '<div class="wide" tabindex="0" role="region" aria-label="table"><table>\n'
 
     def table_close(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
         return "</table></div>\n"
@@ -133,4 +137,7 @@ def _inline(picture: Path) -> str:
         return ""
     if "<svg" not in text or not text.endswith("</svg>\n"):
         return ""
-    return text[text.index("<svg") :].replace(_PAPER, "fill: none").replace(_INK, "currentColor").strip()
+    drawing = text[text.index("<svg") :].strip()
+    for ours, in_page in _COLOURS.items():
+        drawing = drawing.replace(ours, in_page)
+    return drawing

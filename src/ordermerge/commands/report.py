@@ -36,7 +36,7 @@ from ordermerge.eval.imbalance.analysis import Findings
 from ordermerge.eval.run_figures import MOST_PANELS, Kind, PricePanel, effect_figure, learning_figure, price_figure
 from ordermerge.eval.scoring.saved import load_rows
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, limit_note, markdown_table
-from ordermerge.eval.tables import markdown_rows, markdown_text
+from ordermerge.eval.tables import markdown_rows, markdown_text, with_minus
 from ordermerge.files import write_text
 from ordermerge.ingredients import models_in_words
 from ordermerge.locks import lock
@@ -124,11 +124,11 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
     }
     parts = [
         f"# {experiment.name}",
-        *(f"> {line}" for line in headline(panels, models, comparison)),
+        "\n>\n".join(f"> {line}" for line in headline(panels, models, comparison)),
         _made(run_directory, orders),
         *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text),
     ]
-    text = "\n\n".join(parts) + "\n"
+    text = "\n\n".join(filter(None, parts)) + "\n"
     report = run_directory / REPORT
     write_text(report, text)
     write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory, pictures))
@@ -296,7 +296,9 @@ def _learning(run_directory: Path, orders: list[OrderRecord], pictures: list[Pat
     if not all(curves["losses"].values()):
         return ""
     figure, *_ = learning_figure(curves["losses"], curves["eval_losses"], run_directory / FIGURES / "learning")
-    picture = _picture(pictures, run_directory, figure, "Loss along the training steps")
+    picture = _picture(
+        pictures, run_directory, figure, "Loss along the training: a mean over the steps since the point before"
+    )
     return f"{picture}\n\nFrom `orders/K/order/order.json`."
 
 
@@ -312,9 +314,12 @@ def _imbalance(experiment: Experiment, run_directory: Path, pictures: list[Path]
             f"Outdated: {', '.join(changed)} made anew since; `ordermerge losses` and `ordermerge imbalance` analyse "
             "what is there now."
         )
-    drawn = [folder / f"{name}.png" for name in IMBALANCE_FIGURES]
-    shown = [_picture(pictures, run_directory, path, path.stem.replace("_", " ")) for path in drawn if path.is_file()]
-    lines = "\n".join(f"{'  ' * line.startswith(' ')}- {markdown_text(line)}" for line in words)
+    shown = [
+        _picture(pictures, run_directory, path, caption)
+        for name, caption in IMBALANCE_FIGURES.items()
+        if (path := folder / f"{name}.png").is_file()
+    ]
+    lines = "\n".join(f"{'  ' * line.startswith(' ')}- {with_minus(markdown_text(line))}" for line in words)
     return "\n\n".join([lines, *shown, f"From {_links(['imbalance/imbalance.json'])}."])
 
 
