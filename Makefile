@@ -7,10 +7,17 @@ BIN := $(abspath $(VENV))/bin
 COMMITTED := recipes/quickstart/results
 SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 
-.PHONY: quickstart test results lint format clean
+.PHONY: quickstart methods test results lint format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ordermerge run recipes/quickstart/experiment.yml
+
+# The table in docs/methods_of_the_field.md: the quickstart's orders by all methods, against the uniform soup.
+methods: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/ordermerge run recipes/quickstart/methods.yml
+	mkdir -p $(COMMITTED)/methods
+	$(BIN)/ordermerge compare runs/quickstart_methods --reference uniform_soup \
+	  --json $(COMMITTED)/methods/comparison.json
 
 # Two workers of one thread each: threads that share cores wait for each other.
 test: $(VENV)/.installed lint

@@ -90,6 +90,29 @@ def test_statistics_in_the_docs_are_those_of_the_committed_results() -> None:
         assert line in page
 
 
+def test_table_of_all_methods_is_that_of_the_committed_results() -> None:
+    folder = ROOT / "recipes" / "quickstart"
+    comparison = load_comparison(folder / "results" / "methods" / "comparison.json")
+    merges = yaml.safe_load((folder / "methods.yml").read_text(encoding="utf-8"))["merges"]
+    assert {*merges, "base"} - {"uniform_soup"} <= {found.model for found in comparison.comparisons}
+    shown = io.StringIO()
+    print_comparison(comparison, shown)
+    page = " ".join((ROOT / "docs" / "methods_of_the_field.md").read_text(encoding="utf-8").split())
+    for line in (" ".join(line.split()) for line in shown.getvalue().splitlines() if re.search(r" to [^\d]\d", line)):
+        assert line in page
+
+
+def test_experiment_with_all_methods_has_the_settings_of_the_recipes() -> None:
+    merges = yaml.safe_load((ROOT / "recipes" / "quickstart" / "methods.yml").read_text(encoding="utf-8"))["merges"]
+    for file in (ROOT / "recipes" / "field").glob("*.yml"):
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file.stem in merges:
+            assert merges[file.stem].get("parameters") == recipe.get("parameters"), file.stem
+            assert merges[file.stem]["merge_method"] == recipe["merge_method"], file.stem
+        else:
+            assert len(recipe["models"]) < 3, file.stem
+
+
 def test_shares_of_unchanged_values_are_those_of_the_committed_results() -> None:
     spec = importlib.util.spec_from_file_location("precision", ROOT / "benchmarks" / "precision.py")
     precision = importlib.util.module_from_spec(spec)
