@@ -10,6 +10,7 @@ from mergekit.options import MergeOptions
 
 from ordermerge.commands.prices import controls_within, run_prices
 from ordermerge.commands.recipes import complete_recipe, merge_options
+from ordermerge.commands.rounds import check_rounds
 from ordermerge.config import STAGES
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import branched_price, control_runs
@@ -50,7 +51,7 @@ def check_experiment(experiment: Experiment, *, read_data: bool = True) -> list[
         experiment: The experiment.
         read_data: Whether to read local training data too, which training itself would do soon after.
     """
-    problems = check_training(experiment)
+    problems = [*check_training(experiment), *check_rounds(experiment)]
     there = {BASE: experiment.model.reference}
     cached = model_folder(experiment.model.reference)
     if problem := model_problem(str(cached or experiment.model.path), "hf"):

@@ -29,7 +29,8 @@ def model_prices(
 
     An order costs 1, also one of a branched run; several orders cost 1 + (K - 1)(1 - f), where f is the share of a
     training that lies before the branch; a control its epochs over an order's; a merge what the orders that it takes
-    cost together, and the ensemble what all of them cost.
+    cost together, and the ensemble what all of them cost. In a later round all of them cost what the merges before did,
+    too.
 
     Args:
         experiment: The experiment.
@@ -47,7 +48,12 @@ def model_prices(
     runs |= {name: branched_price(len(merged_orders(experiment, name)), shared) for name in experiment.merges}
     if experiment.evaluation and experiment.evaluation.ensemble:
         runs[ENSEMBLE] = branched_price(experiment.count, shared)
-    return {name: Price(cost, None if samples is None else round(cost * samples)) for name, cost in runs.items()}
+    # What a later round starts from has its price.
+    before = (experiment.rounds.number - 1) * runs[experiment.rounds.merge] if experiment.rounds else 0.0
+    return {
+        name: Price(cost + before, None if samples is None else round((cost + before) * samples))
+        for name, cost in runs.items()
+    }
 
 
 def run_prices(experiment: Experiment, run_directory: Path) -> dict[str, Price]:

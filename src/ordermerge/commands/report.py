@@ -165,7 +165,7 @@ def _priced_models(experiment: Experiment, run_directory: Path) -> list[PricedMo
     """Return the lines of the table of prices: base model, orders and their mean, controls and theirs, merges."""
     prices = run_prices(experiment, run_directory)
     singles = [order_name(k) for k in range(experiment.count)]
-    models = [PricedModel(BASE, "base model", 0, 0, [BASE])]
+    models = [PricedModel(BASE, "base model", prices[BASE].runs, prices[BASE].samples, [BASE])]
     models += _with_mean(singles, MEAN, "single runs", prices)
     runs = control_runs(experiment)
     for control in experiment.controls:
@@ -343,7 +343,7 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
     drawn = f"seed {orders.seed}" if orders.file is None else f"from {markdown_text(orders.file)}"
     names = f"`order_0` to `order_{count - 1}`: sub-models, one for each" if count > 1 else "`order_0`: the sub-model"
     lines = [
-        f"- `base`: {markdown_text(experiment.model.path)}, before fine-tuning",
+        f"- `base`: {markdown_text(experiment.model.path)}, before fine-tuning{_round(experiment)}",
         f"- {names} of {counted(count, 'order')} of the same data (strategy `{orders.strategy}`, {drawn})",
     ]
     if experiment.vary:
@@ -361,6 +361,13 @@ def _models(experiment: Experiment, run_directory: Path) -> str:
             f"- `{ENSEMBLE}`: the mean of the {count} sub-models' token probabilities; it costs {count} at inference"
         )
     return "\n".join(lines)
+
+
+def _round(experiment: Experiment) -> str:
+    """Say which round this is, and what it starts from, where that is a merge."""
+    if experiment.rounds is None or experiment.rounds.number == 1:
+        return ""
+    return f" in round {experiment.rounds.number}: the merge `{experiment.rounds.merge}` of the round before"
 
 
 def _reproduce(run_directory: Path, made: dict[str, Any], orders: list[OrderRecord]) -> str:

@@ -17,6 +17,7 @@ from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_expe
 from ordermerge.commands.prices import annealing_note, run_prices
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
+from ordermerge.commands.rounds import changes_of_round
 from ordermerge.commands.run_comparison import compare_run
 from ordermerge.config import STAGES
 from ordermerge.config.changes import described
@@ -64,7 +65,7 @@ def run_experiment(
         dry_run: Check everything that can be checked, print the plan, and change nothing.
 
     Returns:
-        The plan of a dry run, as numbers and names.
+        The plan of a dry run, of the first round, as numbers and names.
 
     Raises:
         UserError: For problems in the experiment, and if something was made from another experiment.
@@ -75,19 +76,32 @@ def run_experiment(
             f"{path}`, then start `ordermerge run` without a launcher: it goes on with the merges"
         )
     experiment = load_experiment(path, changes)
+    rounds = experiment.rounds.count if experiment.rounds else 1
+    for number in range(1, rounds + 1):
+        own = [*changes, *changes_of_round(experiment, runs_dir, number)]
+        current = load_experiment(path, own) if number > 1 else experiment
+        plan, todo = _plan(current, path, runs_dir, own, force, dry_run)
+        if dry_run:
+            if rounds > 1:
+                click.echo(f"  then {rounds - 1} more, each trained on from the merge before, in new orders", err=True)
+            return _summary(plan, todo)
+        if todo:
+            tell_load()
+        with failure_noted(plan.run_directory), quiet():
+            _carry_out(plan, path, own, force)
+    return None
+
+
+def _plan(
+    experiment: Experiment, path: Path, runs_dir: Path, changes: Sequence[str], force: str | None, dry_run: bool
+) -> tuple[Plan, list[Step]]:
+    """Return the plan of an experiment, or of one round of it, and what of it is to be done, both printed."""
     if problems := check_experiment(experiment, read_data=dry_run):
         raise UserError(problems, where=described(path, changes))
-    run_directory = (runs_dir / experiment.name).resolve()
-    plan = make_plan(experiment, run_directory)
+    plan = make_plan(experiment, (runs_dir / experiment.name).resolve())
     todo = plan.todo(force)
     _print_plan(plan, todo)
-    if dry_run:
-        return _summary(plan, todo)
-    if todo:
-        tell_load()
-    with failure_noted(run_directory), quiet():
-        _carry_out(plan, path, changes, force)
-    return None
+    return plan, todo
 
 
 def train_experiment(

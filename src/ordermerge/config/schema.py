@@ -156,6 +156,23 @@ class ControlSection(Section):
         return dict(self.model_extra or {})
 
 
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class RoundsSection(Section):
+    """Merging, and training on from the merge in new orders, several times.
+
+    Attributes:
+        count: How many rounds; 1 is no other than without.
+        merge: The merge that the next round is trained on from.
+        number: Which round this is; `run` counts, in the experiment that it writes down.
+    """
+
+    count: Annotated[int, Field(ge=1, le=100, examples=[2])]
+    merge: Annotated[Name, Field(examples=["weighted_average"])]
+    number: Annotated[int, Field(ge=1)] = 1
+
+
 LONGER = "longer"  # the control of the price of all orders together
 ANNEALED = "annealed"  # the control of the price of one order whose schedule decays to 0
 
@@ -227,9 +244,6 @@ class EvaluationSection(_EvaluatorFields):
     ensemble: bool = False
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-
-
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 
 
@@ -250,6 +264,7 @@ class Experiment(Section):
         checkpoints: What is saved of a training before its end.
         controls: Name of each training that merges are held against.
         merges: Name of each merge, and its mergekit recipe without the models.
+        rounds: How often to merge and to train on from the merge; None for once.
         evaluation: What to score; None scores nothing.
         directory: Folder of the experiment file, where its relative paths start; `load_experiment` has followed them.
     """
@@ -264,6 +279,7 @@ class Experiment(Section):
     checkpoints: CheckpointsSection = CheckpointsSection()
     controls: Annotated[dict[Name, ControlSection], BeforeValidator(_read_controls)] = Field(default_factory=dict)
     merges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    rounds: RoundsSection | None = None
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()
 
