@@ -18,6 +18,7 @@ from ordermerge.train import distributed
 from ordermerge.train.checkpointing import Saves, TrainingIdentity, mark_complete
 from ordermerge.train.trainer import OrderTrainer
 
+_FEWEST_LOSSES, _RISEN = 3, 1.5  # so many losses logged, and so many times the first: a rise, no noise
 _TENTH_SECONDS = 1  # between lines of a log file, at least: one for each tenth of an order, or each minute
 
 
@@ -165,6 +166,8 @@ class Progress(TrainerCallback):
         self._name, self._position, self._count = name, position, count
         self._line = ProgressLine(stream=stream, live=live, clock=clock)
         self._loss: float | None = None
+        self._losses: list[float] = []
+        self._told = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note when training starts, and at which step: a resumed run does not begin at 0."""
@@ -185,12 +188,29 @@ class Progress(TrainerCallback):
         Raises:
             UserError: If it is no number, which no further step can mend.
         """
-        self._loss = (logs or {}).get("loss", self._loss)
+        given = logs or {}
+        self._loss = given.get("loss", given.get("train_loss", self._loss))  # the mean comes last
+        if "loss" in given and self._loss is not None:
+            self._warn_of_rise(self._loss, state)
         # With fp16 autocast, a step that overflows is left out and the next one tried with a smaller scale.
         if self._loss is not None and not math.isfinite(self._loss) and not args.fp16:
             raise UserError(
                 f"{self._name}: the loss is {self._loss} at step {state.global_step} of {state.max_steps}; lower "
                 "`sft.learning_rate`, or train in a dtype of wider range (`model.dtype: float32` or bfloat16)"
+            )
+
+    def _warn_of_rise(self, loss: float, state: TrainerState) -> None:
+        """Say once if the loss has risen since the first one logged, when a tenth of the training is over."""
+        self._losses.append(loss)
+        few = len(self._losses) < _FEWEST_LOSSES or 10 * state.global_step < state.max_steps
+        if few or self._told or not state.is_world_process_zero:
+            return
+        self._told = True
+        if loss > _RISEN * self._losses[0]:
+            self._line.clear()
+            distributed.say(
+                f"warning: {self._name}: the loss has risen from {self._losses[0]:.3g} to {loss:.3g} in the first "
+                f"{state.global_step} of {state.max_steps} steps; `sft.learning_rate` may be too high"
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -1,5 +1,6 @@
 """The record of an order, order.json and permutations.safetensors, and what is said of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ordermerge import provenance
 from ordermerge.config.schema import Experiment
+from ordermerge.errors import quoted
 from ordermerge.files import file_records
 from ordermerge.run_directory import CHECKPOINTS, ORDER_RECORD, PERMUTATIONS
 from ordermerge.stages import Step, mark_done
@@ -157,6 +159,7 @@ def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: P
         found.append(f"{samples.duplicates} of {total} samples are exact copies of an earlier one; all are trained on")
     if merged := boundary_warning(samples.train, tokenizer):
         found.append(merged)
+    found += [*_pitfalls(samples, prepared, base, tokenizer)]
     ends = base.generation_config.eos_token_id if base.generation_config is not None else None
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
         found.append(
@@ -164,3 +167,26 @@ def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: P
             f"model's generation config stops at {ends}: generation may not stop"
         )
     return found
+
+
+def _pitfalls(
+    samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """Yield what nobody would say: one prompt for all samples, a doubled end, more positions than were trained."""
+    total, train = len(samples.train), samples.train
+    if "prompt" in train.column_names and total > 1 and len(prompts := set(train["prompt"])) == 1 and any(prompts):
+        yield f"all {total} samples have one prompt, {quoted(prompts.pop())}; a field goes into braces: {{question}}"
+    end = tokenizer.eos_token_id
+    doubled = sum(tokens[-2:] == [end, end] for tokens in prepared.train["input_ids"])
+    if doubled:
+        yield (
+            f"{doubled} of {total} samples end with {tokenizer.eos_token!r} twice: the tokenizer appends one of its "
+            "own; set `add_eos_token` to false in the base model's tokenizer_config.json"
+        )
+    known = getattr(base.model.config, "max_position_embeddings", None)
+    longest = max(map(len, prepared.train["input_ids"]), default=0)
+    if known and longest > known:
+        yield (
+            f"the longest sample has {longest} tokens, and the base model's config says `max_position_embeddings: "
+            f"{known}`: what lies beyond is new to it; `sft.max_length: {known}` cuts there"
+        )

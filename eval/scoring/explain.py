@@ -51,6 +51,11 @@ def explained(error: BaseException) -> str:
             f"out of memory ({_short(text, 120)}); give a smaller `batch_size`, or `auto` for the largest that fits, "
             "a smaller `max_length` or another `dtype` in `model_args`"
         )
+    if isinstance(error, OverflowError):
+        return (
+            "its scores overflow: it gives the texts next to no probability, as a model does whose training diverged; "
+            "look at its losses (order.json), and lower `sft.learning_rate`"
+        )
     if "HF_ALLOW_CODE_EVAL" in text:
         return (
             "it runs code that the model wrote; besides `confirm_run_unsafe_code` its metric wants the environment "

@@ -175,15 +175,17 @@ def test_added_documents_tasks_and_merges_go_on_and_nothing_else_is_made(place: 
     with open(place / "tasks" / "test.jsonl", "a") as file:
         file.write(json.dumps({"question": "9+9=", "answer": "18"}) + "\n")
     edit(place, "evaluation", limit=17)
-    edit(place, "merges", another={"merge_method": "parameter_selection"})
+    twin = {"merge_method": "linear", "parameters": {"weight": 3}}
+    edit(place, "merges", another={"merge_method": "parameter_selection"}, twin=twin)
     planned = run(place, "--dry-run")
     assert plan_of(planned) == {
         "train": "nothing to do (3 done)",
-        "merge": "another (2 done)",
-        "eval": "base, order_0, order_1, longer, average, first, another (6 made anew)",
+        "merge": "another, twin (2 done)",
+        "eval": "base, order_0, order_1, longer, average, first, another, twin (6 made anew)",
     }
     done = run(place)
     assert done.exit_code == 0, done.output
+    assert done.output.count("note: twin is the same model as average, value by value") == 1
     assert "17 documents" in (place / "runs/tiny/report.md").read_text()
 
 

@@ -34,19 +34,19 @@ def test_progress_and_warnings_go_to_standard_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(callbacks, "_LOG_SECONDS", (0, 60))
+    monkeypatch.setattr(callbacks, "_TENTH_SECONDS", 0)
     lines = [*records[:12], *records[:2]]
     train_orders(write_experiment(lines=lines, sft={"logging_steps": 1}), tmp_path)
     output = capsys.readouterr()
     assert output.out == ""
     lines = output.err.splitlines()
     assert "warning: 2 of 14 samples are exact copies of an earlier one; all are trained on" in lines
-    steps = [line for line in lines if "): step " in line]
+    steps = [line for line in lines if " steps/s, " in line or " s/step, " in line]
     assert len(steps) == 2 * 6  # two orders of two epochs of three batches
-    assert steps[0].startswith("order_0 (1 of 2): step 1 of 6 (16 %), ")
-    assert " for all orders" in steps[0]
-    assert steps[-1].startswith("order_1 (2 of 2): step 6 of 6 (100 %), loss ")
-    assert steps[-1].endswith(" steps/s, 0:00 left")
+    assert steps[0].startswith("order_0 1/2: 1/6 (16 %), ")
+    assert steps[0].endswith(" all")
+    assert steps[-1].startswith("order_1 2/2: 6/6 (100 %), loss ")
+    assert steps[-1].endswith(", 0:00 left")
 
 
 def test_tensorboard_writes_into_the_orders_folder(tmp_path: Path, write_experiment: Write):

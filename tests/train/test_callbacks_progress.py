@@ -1,11 +1,13 @@
 """Progress: what is said of an order under way, and when."""
 
 import io
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from ordermerge.errors import UserError
 from ordermerge.train.callbacks import Progress, describe_progress
 
 
@@ -64,6 +66,34 @@ def test_a_live_line_is_overwritten_not_too_often_and_cleared(monkeypatch: pytes
         "",
         "",
     ]
+
+
+def logged(losses: Sequence[float], steps: int) -> None:
+    """Have losses logged, one a step."""
+    progress = Progress("order_1", 2, 4, stream=io.StringIO(), live=False)
+    arguments = Namespace(fp16=False)
+    for step, loss in enumerate(losses, start=1):
+        state = TrainerState(global_step=step, max_steps=steps, is_world_process_zero=True)
+        progress.on_log(arguments, state, TrainerControl(), logs={"loss": loss})
+
+
+def test_a_loss_that_rises_over_the_first_tenth_is_told_once(capsys: pytest.CaptureFixture[str]):
+    logged([2.0, 2.5, 3.0, 3.5, 3.4, 5.0], 40)
+    assert capsys.readouterr().err == (
+        "warning: order_1: the loss has risen from 2 to 3.5 in the first 4 of 40 steps; `sft.learning_rate` may be too "
+        "high\n"
+    )
+    logged([2.0, 2.5, 2.9, 2.9, 1.0], 40)
+    logged([2.0, 3.5], 2)  # too few to tell
+    assert capsys.readouterr().err == ""
+
+
+def test_a_loss_that_is_no_number_ends_the_training_also_as_the_mean_at_the_end():
+    progress = Progress("order_1", 2, 4, stream=io.StringIO(), live=False)
+    state = TrainerState(global_step=4, max_steps=4, is_world_process_zero=True)
+    for logs in ({"loss": float("nan")}, {"train_loss": float("inf")}):
+        with pytest.raises(UserError, match=r"order_1: the loss is (nan|inf) at step 4 of 4; lower"):
+            progress.on_log(Namespace(fp16=False), state, TrainerControl(), logs=logs)
 
 
 def test_one_of_several_processes_speaks():

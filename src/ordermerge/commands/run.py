@@ -29,7 +29,7 @@ from ordermerge.errors import UserError
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.table import Row, print_table
-from ordermerge.files import write_text
+from ordermerge.files import fingerprint, write_text
 from ordermerge.folders import clear_dead, clear_leftovers
 from ordermerge.locks import lock
 from ordermerge.progress import tell_load
@@ -174,6 +174,13 @@ def _print_plan(plan: Plan, todo: list[Step]) -> None:
             click.echo(
                 f"  {step.name} is trained anew, as it costs what all orders cost: {price:.3g} trainings", err=True
             )
+    evaluation = plan.experiment.evaluation
+    if plan.experiment.data.messages and evaluation and not evaluation.apply_chat_template:
+        click.echo(
+            "  warning: trained on chats (`data.messages`), scored without their template; "
+            "`evaluation: {apply_chat_template: true}` asks as the chats do",
+            err=True,
+        )
     if note := annealing_note(plan.experiment):
         click.echo(f"  {note}", err=True)
     for step in todo:
@@ -231,6 +238,20 @@ def _merge(plan: Plan, steps: Sequence[Step]) -> None:
             options = MergeOptions(quiet=True, lora_merge_cache=str(cache), **step.options)
             if merge(recipe_path, step.output, options, step=step, by_name=None) != by_name:  # adapters, made dense
                 write_recipe(recipe, recipe_path, step.output, step.options, by_name=not by_name)
+    _say_equal(steps)
+
+
+def _say_equal(steps: Sequence[Step]) -> None:
+    """Say which merges have the same weights as another: their recipes differ in nothing that mattered here."""
+    equal: dict[str, list[str]] = {}
+    for step in steps:
+        if record := step.record():
+            files = record.get("files", {}).items()
+            weights = {name: of["sha256"] for name, of in files if name.endswith(".safetensors")}
+            equal.setdefault(fingerprint(weights), []).append(step.name)
+    for first, *others in equal.values():
+        for other in others:
+            click.echo(f"note: {other} is the same model as {first}, value by value", err=True)
 
 
 def _score(plan: Plan, steps: Sequence[Step]) -> list[Row]:

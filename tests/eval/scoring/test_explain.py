@@ -42,6 +42,7 @@ def chained() -> Exception:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory .*smaller `batch_size`"),
         (RuntimeError("No executable batch size found, reached zero."), "out of memory .*another `dtype`"),
         (MemoryError(), "out of memory"),
+        (OverflowError("math range error"), "its scores overflow: .* as a model does whose training diverged"),
         (
             chained(),
             r"on the Hugging Face hub, which cannot be reached, and is not in the local cache \(OSError: no con",

@@ -1,0 +1,56 @@
+"""What is said of the data before training."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from ordermerge.train.order_record import warnings
+from ordermerge.train.samples import Samples
+from ordermerge.train.tokenized import Prepared
+
+EOS = 1
+
+
+def told(prompts: list[str], tokens: list[list[int]], positions: int = 8) -> list[str]:
+    """Return what is said of samples that are tokenised so."""
+    ids = list(range(len(prompts)))
+    data = Dataset.from_dict({"chat": prompts, "sample_id": ids})  # not `prompt`, whose boundary is another matter
+    if len(set(prompts)) == 1:
+        data = Dataset.from_dict({"prompt": prompts, "completion": ["b"] * len(ids), "sample_id": ids})
+    prepared = Prepared(
+        train=Dataset.from_dict({"input_ids": tokens, "sample_id": ids}), validation=None, sample_ids=torch.tensor(ids),
+        orders=torch.zeros(1, 1, len(ids), dtype=torch.int64), batch=1, steps=1, branch=0, dropped=0, truncated=0,
+    )  # fmt: skip
+    config, generation = SimpleNamespace(max_position_embeddings=positions), SimpleNamespace(eos_token_id=EOS)
+    base: Any = SimpleNamespace(model=SimpleNamespace(config=config), generation_config=generation)
+    return warnings(Samples(data, None, 0, 0, ""), prepared, base, Tokenizer())
+
+
+class Tokenizer:
+    """A tokenizer of letters."""
+
+    eos_token, eos_token_id = "</s>", EOS
+
+    def __call__(self, text: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in one] for one in text]}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "tokens", "message"),
+    [
+        (["question"] * 2, [[5, EOS]] * 2, "all 2 samples have one prompt, 'question'; a field goes into braces"),
+        (["a", "b"], [[5, EOS, EOS], [5, EOS]], "1 of 2 samples end with '</s>' twice: the tokenizer appends one"),
+        (["a", "b"], [[5] * 9, [5]], "the longest sample has 9 tokens, .* `max_position_embeddings: 8`: what lies"),
+    ],
+)
+def test_what_nobody_would_say_is_told(prompts: list[str], tokens: list[list[int]], message: str) -> None:
+    (said,) = told(prompts, tokens)
+    assert re.match(message, said), said
+
+
+def test_of_ordinary_samples_nothing_is_said() -> None:
+    assert told(["a", "b"], [[5, 6, EOS], [7] * 7 + [EOS]]) == []
