@@ -98,8 +98,10 @@ def test_table_of_all_methods_is_that_of_the_committed_results() -> None:
     shown = io.StringIO()
     print_comparison(comparison, shown)
     page = " ".join((ROOT / "docs" / "methods_of_the_field.md").read_text(encoding="utf-8").split())
-    for line in (" ".join(line.split()) for line in shown.getvalue().splitlines() if re.search(r" to [^\d]\d", line)):
-        assert line in page
+    rows = [" ".join(line.split()) for line in shown.getvalue().splitlines() if re.search(r" to [^\d]\d", line)]
+    assert len(rows) == len(comparison.comparisons)
+    for row in rows:
+        assert row in page
 
 
 def test_experiment_with_all_methods_has_the_settings_of_the_recipes() -> None:

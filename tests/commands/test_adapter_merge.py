@@ -305,6 +305,9 @@ def test_rank_goes_with_adapter(base: Path, adapters: list[Path], tmp_path: Path
     done = run(write_recipe(tmp_path / "recipe.yml", base, adapters), tmp_path / "out", "--rank", 4)
     assert done.exit_code == 2
     assert "--rank and --max-loss go with --adapter" in done.output
+    done = run(tmp_path / "recipe.yml", tmp_path / "out", "--adapter", "--by-name")
+    assert done.exit_code == 2
+    assert "--by-name is for whole models" in done.output
 
 
 def test_card_marker_and_a_second_merge(base: Path, adapters: list[Path], tmp_path: Path) -> None:

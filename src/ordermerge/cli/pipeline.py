@@ -174,6 +174,8 @@ def merge(arguments: tuple[str, ...]) -> None:
     options = MergeOptions(**context.params)
     if not given["adapter"] and (given["rank"] or given["max_loss"] is not None):
         raise click.UsageError("--rank and --max-loss go with --adapter")
+    if given["adapter"] and given["by_name"]:
+        raise click.UsageError("--by-name is for whole models; --adapter takes what adapters adapt, by its name")
     options.apply_global_options()
     if given["adapter"]:
         from ordermerge.commands.adapter_merge import merge_adapters
