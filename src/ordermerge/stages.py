@@ -25,6 +25,7 @@ class Made(TypedDict):
     """What every marker says of what was made."""
 
     files: NotRequired[dict[str, FileRecord]]
+    made_from: NotRequired[dict[str, str | None]]
 
 
 class Marker(Made):
@@ -32,7 +33,6 @@ class Marker(Made):
 
     fingerprint: str
     inputs: dict[str, Any]
-    made_from: NotRequired[dict[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Step:
                 return False
             changed = changes(record["inputs"], _plain(self.inputs), self.keys) or ["its marker was edited"]
             raise MadeOtherwise([(self, changed)], [self])
-        if problems := file_problems(self.output, _without_notes(record)):
+        if problems := file_problems(self.output, without_notes(record)):
             raise UserError(
                 f"{problem}; restore it, or make it anew: delete {self.output} or, in a run, `--force {self.stage}`"
                 for problem in problems
@@ -118,7 +118,7 @@ class Step:
         record = self.record()
         if record is None:
             return None
-        files = _without_notes(record)
+        files = without_notes(record)
         return fingerprint({name: of["sha256"] for name, of in files.items() if name != self.marker})
 
     def made_from(self) -> dict[str, str | None]:
@@ -222,7 +222,7 @@ def recorded_files(marker: Path, *, remedy: str) -> dict[str, FileRecord] | None
         UserError: If it cannot be read.
     """
     made: Made = read_json(marker, Made, remedy=remedy)
-    return _without_notes(made) if "files" in made else None
+    return without_notes(made) if "files" in made else None
 
 
 def _with_dependents(changed: Sequence[Step], steps: Sequence[Step]) -> tuple[int, ...]:
@@ -260,7 +260,12 @@ def _read_marker(marker: Path, stage: str, _modified: int, _size: int) -> Marker
     return cast(Marker, read_json(marker, Marker, remedy=remedy))
 
 
-def _without_notes(made: Made) -> dict[str, FileRecord]:
+def without_notes(made: Made) -> dict[str, FileRecord]:
+    """Return what a marker says of the files that were made, less those that say how.
+
+    Args:
+        made: The marker.
+    """
     return {name: of for name, of in made.get("files", {}).items() if not name.endswith(NOTES)}
 
 

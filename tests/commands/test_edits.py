@@ -201,6 +201,30 @@ def test_plan_and_report_are_there_as_json(finished: Path) -> None:
     assert Path(numbers["report"]).is_file()
 
 
+def test_a_report_shows_no_scores_of_models_that_were_made_anew_since(place: Path) -> None:
+    def report() -> tuple[str, dict[str, Any]]:
+        done = CliRunner().invoke(main, ["report", str(place / "runs/tiny"), "--json"])
+        assert done.exit_code == 0, done.output
+        return (place / "runs/tiny/report.md").read_text(), json.loads(done.stdout)
+
+    def train() -> None:
+        shutil.rmtree(place / "runs/tiny/orders/1")
+        command = ["train", str(place / "experiment.yml"), "--runs-dir", str(place / "runs"), "--order", "1"]
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
+
+    train()  # the same again
+    assert report()[1]["outdated"] == []
+    edit(place, "sft", learning_rate=0.01)
+    train()
+    text, numbers = report()
+    assert numbers["outdated"] == ["order_1", "average"]  # `first` is made from order 0 alone
+    assert [row["model"] for row in numbers["scores"]] == ["base", "order_0", "longer", "first"]
+    assert numbers["comparison"] is None
+    assert "Outdated, and not shown: the scores of order_1, average, whose models were made anew since" in text
+    assert "What merging changed" not in text
+
+
 def test_changed_documents_are_refused(place: Path) -> None:
     lines = (place / "tasks" / "test.jsonl").read_text().splitlines(keepends=True)
     (place / "tasks" / "test.jsonl").write_text("".join([*lines[1:], *lines]))

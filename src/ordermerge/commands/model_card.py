@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 
+from ordermerge.commands.current import Current
 from ordermerge.config.schema import Experiment
 from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
@@ -77,7 +78,8 @@ def write_cards(run_directory: Path) -> list[Path]:
     experiment = open_run(run_directory)
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
     cards = []
-    for name in experiment.merges:
+    outdated = Current(experiment, run_directory).outdated()
+    for name in (name for name in experiment.merges if name not in outdated):
         merged, saved = merge_folder(run_directory, name), load_scores(evaluation_folder(run_directory) / name, tasks)
         if saved.rows and (merged / CARD).exists():
             add_results(merged, saved, experiment)

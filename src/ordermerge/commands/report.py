@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import yaml
 
+from ordermerge.commands.current import Current
 from ordermerge.commands.html import html_page
 from ordermerge.commands.price_table import (
     INTERVALS,
@@ -90,13 +91,16 @@ def report_numbers(run_directory: Path) -> dict[str, Any]:
     """
     experiment, report = open_run(run_directory), run_directory / REPORT
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
-    rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
-    comparison = _load_comparison(run_directory, rows)
+    outdated = Current(experiment, run_directory).outdated()
+    names = [name for name in scored_models(experiment, run_directory) if name not in outdated]
+    rows = load_rows(evaluation_folder(run_directory), names, tasks)
+    comparison = None if outdated else _load_comparison(run_directory, rows)
     return {
         "name": experiment.name,
         "report": report,
         "html": report.with_suffix(".html"),
         "scores": [asdict(row) for row in rows],
+        "outdated": outdated,
         "comparison": asdict(comparison) if comparison else None,
     }
 
@@ -106,10 +110,12 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
     made = _made_with(resolved.pop(MADE_WITH, None), run_directory)
     orders = [_trained(order_folder(run_directory, k)) for k in range(experiment.count)]
     tasks = experiment.evaluation.tasks if experiment.evaluation else []
-    rows = load_rows(evaluation_folder(run_directory), scored_models(experiment, run_directory), tasks)
+    outdated = Current(experiment, run_directory).outdated()
+    names = [name for name in scored_models(experiment, run_directory) if name not in outdated]
+    rows = load_rows(evaluation_folder(run_directory), names, tasks)
     pictures: list[Path] = []
     models = _priced_models(experiment, run_directory)
-    comparison = _load_comparison(run_directory, rows)
+    comparison = None if outdated else _load_comparison(run_directory, rows)
     panels = [price_panel(found, models) for found in main_scores(rows, tasks, comparison)]
     sections = {
         "Price and score": _prices(experiment, run_directory, rows, panels, models, comparison, orders, pictures),
@@ -125,6 +131,7 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
     parts = [
         f"# {experiment.name}",
         "\n>\n".join(f"> {line}" for line in headline(panels, models, comparison)),
+        _outdated(outdated),
         _made(run_directory, orders),
         *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text),
     ]
@@ -133,6 +140,15 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
     write_text(report, text)
     write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory, pictures))
     return report
+
+
+def _outdated(names: list[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f"> Outdated, and not shown: the scores of {', '.join(map(markdown_text, names))}, whose models were made anew "
+        "since; `ordermerge run` scores them."
+    )
 
 
 def _made_with(noted: Any, run_directory: Path) -> dict[str, Any] | None:
@@ -275,7 +291,7 @@ def _curves(experiment: Experiment, run_directory: Path, pictures: list[Path]) -
     parts = []
     for merge in experiment.merges:
         folder = curve_folder(run_directory, merge)
-        if not (folder / CURVE).is_file():
+        if not (folder / CURVE).is_file() or not Current(experiment, run_directory).has_curve(merge):
             continue
         if (folder / CURVE_FIGURE).is_file():
             parts.append(_picture(pictures, run_directory, folder / CURVE_FIGURE, f"Merges of fewer orders: {merge}"))

@@ -26,6 +26,7 @@ from ordermerge.config.schema import LONGER, MADE_WITH, Experiment
 from ordermerge.config.trainings import branched_price, control_runs, sub_models
 from ordermerge.console import quiet
 from ordermerge.errors import UserError
+from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.table import Row, print_table
@@ -87,6 +88,7 @@ def run_experiment(
             return _summary(plan, todo)
         if todo:
             tell_load()
+            (evaluation_folder(plan.run_directory) / COMPARISON).unlink(missing_ok=True)  # of what was there before
         with failure_noted(plan.run_directory), quiet():
             _carry_out(plan, path, own, force)
     return None
