@@ -203,6 +203,24 @@ def _merge_options() -> list[click.Parameter]:
     return [by_name, adapter, rank, most_lost, wait]
 
 
+@click.command(name="frank-wolfe")
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--steps", type=click.IntRange(min=0), default=10, show_default=True, help="Steps in all.")
+@click.option("--scale", type=float, default=0.3, show_default=True, help="Multiplies the sub-models' changes.")
+@click.option("--step-size", type=float, default=1.0, show_default=True, help="Multiplies the steps, 2 / (t + 2).")
+@WAIT
+@user_errors
+def frank_wolfe(run_directory: Path, steps: int, scale: float, step_size: float) -> None:
+    """Merge a RUN directory's sub-models step by step along the gradient of the validation loss (FW-Merging).
+
+    The model goes to RUN/frank_wolfe, what was chosen for each tensor to RUN/frank_wolfe.json. Run it again to go
+    on after an interruption, or with more steps.
+    """
+    from ordermerge.commands.frank_wolfe import merge_along_gradient
+
+    click.echo(merge_along_gradient(run_directory, steps=steps, scale=scale, step_size=step_size))
+
+
 def _print_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return

@@ -3,6 +3,7 @@
 init         `init`: files to start from, with a `tiny_model`
 run          `run`, `train`: carries out the `plan`, whose merges are `recipes`, in `rounds`; `check_file`, `check_run`
 merging      one recipe to one model; `first_pass` measures, `merge_output` puts it in place, `model_card` tells of it
+frank_wolfe  `frank-wolfe`: merges along the gradient of a loss
 evaluate     `eval`: scores models and recipes, which are a `temporary_merge`
 compare      `compare`: any results; `run_comparison` those of a run; `noise` and `curve` what other orders would change
 report       `report`: report.md, begun by the `price_table` of `prices`; `html` makes report.html of it
