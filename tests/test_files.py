@@ -7,9 +7,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from safetensors import SafetensorError
 
-from ordermerge.files import fingerprint, fingerprint_path, is_write_problem, write_json, write_problem, write_text
+from ordermerge.cli import main
+from ordermerge.files import (
+    fingerprint,
+    fingerprint_path,
+    is_write_problem,
+    user_path,
+    write_json,
+    write_problem,
+    write_text,
+)
 
 
 def test_write_text_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -89,3 +99,16 @@ def test_fingerprint_path_sees_names_and_bytes_but_not_leftovers(tmp_path: Path)
     changed = fingerprint_path(tmp_path)
     (tmp_path / "sub" / "b").rename(tmp_path / "sub" / "c")
     assert len({first, changed, fingerprint_path(tmp_path)}) == 3
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_a_name() -> None:
+    assert user_path("~nobody-here/x") == Path("~nobody-here/x")
+    assert user_path("~/x") == Path.home() / "x"
+
+
+@pytest.mark.parametrize("command", [["noise"], ["compare"], ["inspect", "--base", "~nobody-here/b"], ["report"]])
+def test_commands_name_the_path_that_holds_an_unknown_home(command: list[str]) -> None:
+    done = CliRunner().invoke(main, [*command, "~nobody-here/x", *(["~nobody-here/y"] * (len(command) > 1))])
+    assert done.exit_code == 1
+    assert "~nobody-here" in done.output
+    assert isinstance(done.exception, SystemExit)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ordermerge.errors import UserError, did_you_mean
 from ordermerge.eval.comparison.documents import ModelValues, mismatch, read_values
 from ordermerge.eval.scoring.saved import MARKERS, SavedScores, lm_eval_results, load_lm_eval, load_scores
+from ordermerge.files import user_path
 from ordermerge.run_directory import BASE, EXPERIMENT, evaluation_folder
 
 
@@ -22,7 +23,7 @@ def find_scores(given: str) -> dict[str, SavedScores]:
     Raises:
         UserError: If there are no such results, or they cannot be read.
     """
-    name, path = given.rstrip("/") or given, Path(given).expanduser()
+    name, path = given.rstrip("/") or given, user_path(given)
     if not path.exists():
         raise UserError(f"{given}: no such folder of results (looked in {path.resolve().parent})")
     is_run = (path / EXPERIMENT).is_file()

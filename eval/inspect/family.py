@@ -9,6 +9,7 @@ import torch
 from pydantic_core import from_json
 
 from ordermerge.errors import UserError
+from ordermerge.files import user_path
 from ordermerge.models import HUB_ID, hub_revision, local_folder, model_names
 from ordermerge.weights import FLOATS, Stored, Unreadable, count, is_pickled, stored_tensors
 
@@ -124,7 +125,7 @@ def _cached(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    if Path(model).expanduser().exists():
+    if user_path(model).exists():
         raise Unreadable("is a file; name the folder that holds config.json and the weights")
     looks_like_id = HUB_ID.fullmatch(model) and not model.startswith(".")
     try:
@@ -135,7 +136,7 @@ def _cached(model: str) -> Path:
         raise Unreadable(
             f"no such folder, nor a model in the local Hugging Face cache; download it with `hf download {model}`"
         ) from None
-    raise Unreadable(f"no such model folder (looked in {Path(model).expanduser().absolute().parent})")
+    raise Unreadable(f"no such model folder (looked in {user_path(model).absolute().parent})")
 
 
 def _tied_once(headers: Mapping[str, Mapping[str, Stored]]) -> dict[str, Mapping[str, Stored]]:

@@ -7,8 +7,11 @@ OUT/NAME/ordermerge_TASK.json       our marker of each task or group asked for, 
 """
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
@@ -158,10 +161,11 @@ def save_results(tracker: "EvaluationTracker", results: dict[str, Any], folder: 
         OSError: If a file is missing or not whole afterwards: the writer passes over its errors.
     """
     samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
     parts = {task: _file_part(task) for task in samples}  # lm-eval would take a slash for a folder
-    for task, part in parts.items():
-        tracker.save_results_samples(task_name=part, samples=samples[task])
+    with _told_by(tracker) as told:
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task, part in parts.items():
+            tracker.save_results_samples(task_name=part, samples=samples[task])
     date = getattr(tracker, "date_id", "")
     written = f"results_{date}.json"
     sample_files = {task: f"samples_{part}_{date}.jsonl" for task, part in parts.items()}
@@ -172,8 +176,23 @@ def save_results(tracker: "EvaluationTracker", results: dict[str, Any], folder: 
                 if sum(1 for _ in file) != len(samples[task]):
                     raise ValueError(f"{name} is cut short")
     except (OSError, ValueError) as error:
-        raise OSError(f"lm-eval could not write its files to {folder} ({error}); is the disk full?") from None
+        reason = told[0] if told else error
+        raise OSError(f"lm-eval could not write its files to {folder} ({reason})") from None
     return {"results": written, "samples": sample_files}
+
+
+@contextmanager
+def _told_by(tracker: Any) -> Iterator[list[BaseException]]:
+    """Yield a list that fills with the errors that a tracker of lm-eval's passes over with a warning."""
+    told: list[BaseException] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda _: told.extend(error for error in [sys.exception()] if error)  # type: ignore[method-assign]
+    logger = logging.getLogger(type(tracker).__module__)
+    logger.addHandler(handler)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
 
 
 def load_scores(folder: Path, tasks: Iterable[str] | None = None) -> SavedScores:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from ordermerge.config.library_fields import unknown_keys
 from ordermerge.errors import did_you_mean
+from ordermerge.files import user_path
 from ordermerge.merge_methods import FIRST_PASSES
 from ordermerge.merge_methods.parameter_selection import NAMES
 from ordermerge.merge_methods.parameters import Weight
@@ -282,7 +283,7 @@ def _incomplete(model: ModelReference) -> Iterator[str]:
     for part, file in ((model.model, "config.json"), (model.lora, "adapter_config.json")):
         if part is None:
             continue
-        folder = Path(part.path).expanduser()
+        folder = user_path(part.path)
         if folder.is_dir() and not (folder / file).exists():
             adapter = part is model.model and (folder / "adapter_config.json").exists()
             hint = f", only an adapter; write BASE_MODEL+{part.path}" if adapter else ""
@@ -292,7 +293,7 @@ def _incomplete(model: ModelReference) -> Iterator[str]:
 
 
 def _no_folder(part: ModelPath) -> str | None:
-    folder = Path(part.path).expanduser()
+    folder = user_path(part.path)
     local = folder.exists() or part.path.startswith(("/", ".", "~")) or part.path.count("/") > 1
     return f"model {part.path}: no such folder (looked in {Path.cwd()})" if local and not folder.is_dir() else None
 

@@ -10,6 +10,7 @@ import torch
 from mergekit.common import ModelReference
 from pydantic_core import from_json
 
+from ordermerge.files import user_path
 from ordermerge.merge_methods.recipe_check.references import folder_of
 from ordermerge.models import local_folder
 from ordermerge.weights import COPY_AGAIN, FLOATS, Stored, Unreadable, count, stored_tensors, unused_weights
@@ -59,7 +60,7 @@ def open_checkpoint(reference: ModelReference, cache_dir: str | None = None) -> 
         return None
     path = str(reference if whole else reference.model)
     checkpoint = _open(path, folder, reference.override_architecture)
-    if checkpoint.tensors is None and not local_folder(path) and not Path(reference.model.path).expanduser().exists():
+    if checkpoint.tensors is None and not local_folder(path) and not user_path(reference.model.path).exists():
         return None  # of a hub id, only a part is in the cache
     beside = () if adapter else _embedded_adapter(path, folder)
     return replace(checkpoint, adapter=adapter, problems=(*checkpoint.problems, *beside))

@@ -12,6 +12,8 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from pydantic_core import from_json
 
+from ordermerge.files import user_path
+
 _VOCABULARY_FILES = ("tokenizer.model", "vocab.json", "vocab.txt")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -77,7 +79,7 @@ def _difference(kind: Kind, models: list[ModelReference], donor: str) -> str | N
 
 def _folder(model: ModelReference) -> Path | None:
     """Return where a model's tokenizer is: beside its adapter, if that has one."""
-    folders = [Path(part.path).expanduser() for part in (model.lora, model.model) if part]
+    folders = [user_path(part.path) for part in (model.lora, model.model) if part]
     return next((f for f in folders if (f / "tokenizer_config.json").is_file()), None) or next(
         (f for f in folders if (f / "config.json").is_file()), None
     )
@@ -142,7 +144,7 @@ def _chat_template(model: ModelReference) -> object:
 
 
 def _end_tokens(model: ModelReference) -> object:
-    folder = Path(model.model.path).expanduser()
+    folder = user_path(model.model.path)
     value = _json(folder, "generation_config.json").get("eos_token_id")
     value = _json(folder, "config.json").get("eos_token_id") if value is None else value
     return None if value is None else sorted(value) if isinstance(value, list) else [value]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from mergekit.common import ModelPath, ModelReference
 from pydantic import BaseModel
 
+from ordermerge.files import user_path
 from ordermerge.models import local_folder, model_folder
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def with_absolute_paths(reference: ModelReference) -> ModelReference:
     """
 
     def absolute(part: ModelPath) -> ModelPath:
-        path = Path(part.path).expanduser()
+        path = user_path(part.path)
         return ModelPath(path=os.path.abspath(path)) if path.exists() and not part.revision else part
 
     if (reference.lora or reference.model.revision) and (whole := local_folder(str(reference))):
@@ -60,6 +61,6 @@ def folder_of(part: ModelPath, cache_dir: str | None = None) -> Path | None:
         part: The model or adapter.
         cache_dir: The Hugging Face cache, if it is not the usual one.
     """
-    if part.revision is None and (folder := Path(part.path).expanduser()).is_dir():
+    if part.revision is None and (folder := user_path(part.path)).is_dir():
         return Path(os.path.abspath(folder))
     return model_folder(str(part), cache_dir) or local_folder(part.path)

@@ -96,6 +96,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def user_path(given: str) -> Path:
+    """Return a path in which `~` may stand for a home; that of an unknown user is the name of a folder.
+
+    Args:
+        given: The path.
+    """
+    return Path(os.path.expanduser(given))  # pathlib's own raises
+
+
 def unique() -> str:
     """Return a part of a file's name that no other process has: host, process and a random number."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

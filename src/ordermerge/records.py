@@ -15,6 +15,8 @@ from typing import Any
 from ordermerge.errors import UserError
 
 Record = dict[str, Any]
+_MOST_UNPACKED, _MOST_RATIO = 50_000_000, 50  # bytes that any parquet file may hold, and for each of its own bytes
+_ROWS = 1000  # of a parquet file that are read at once
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -165,8 +167,17 @@ def _read_parquet(path: Path) -> list[Record]:
     import pyarrow
     from pyarrow import parquet
 
+    records: list[Record] = []
+    most, unpacked = _MOST_UNPACKED + _MOST_RATIO * path.stat().st_size, 0
     try:
-        return parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS):
+                if (unpacked := unpacked + batch.nbytes) > most:
+                    raise UserError(f"{path}: unpacks to more than {most / 1e6:.0f} MB, as no data does; save it anew")
+                records += batch.to_pylist()
+        return records
+    except UserError:
+        raise
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a valid parquet file: {error}") from None
 

@@ -19,7 +19,7 @@ from ordermerge.commands.model_card import CARD, complete_card
 from ordermerge.companions import copy_companions
 from ordermerge.digests import verified
 from ordermerge.errors import UserError, shortened
-from ordermerge.files import file_records, fingerprint
+from ordermerge.files import file_records, fingerprint, user_path
 from ordermerge.low_rank import Approximation, largest_parts, largest_parts_of_dense, weighted_sum
 from ordermerge.merge_methods.recipe_check.coverage import planned_tasks
 from ordermerge.merge_methods.recipe_check.effective_weights import effective_weights
@@ -274,7 +274,7 @@ def _base_of(staged: Staged) -> tuple[str, str | None]:
     """Return the base model as an adapter names it."""
     model = next(iter(staged.sub_models.values()))
     name, revision = hub_revision(model.path)
-    local = Path(model.path).expanduser()
+    local = user_path(model.path)
     return (str(model.folder), None) if local.is_dir() else (name, revision)
 
 

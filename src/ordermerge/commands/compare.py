@@ -14,7 +14,7 @@ from ordermerge.eval.comparison.record import FILE, ComparisonReport, write_comp
 from ordermerge.eval.comparison.table import markdown_comparison
 from ordermerge.eval.scoring.saved import SavedScores
 from ordermerge.eval.scoring.table import Row, markdown_table
-from ordermerge.files import write_text
+from ordermerge.files import user_path, write_text
 
 COLUMNS = (
     "task", "metric", "filter", "documents", "model", "reference", "reference_models", "score", "reference_score",
@@ -103,7 +103,7 @@ def _find_reference(given: str, found: dict[str, SavedScores]) -> tuple[str, Sav
     endings = [name for name in found if name == given] or [name for name in found if name.endswith(f"/{given}")]
     if len(endings) == 1:
         return endings[0], found[endings[0]]
-    if endings or not Path(given).expanduser().exists():
+    if endings or not user_path(given).exists():
         which = f" may be {' or '.join(endings)}" if endings else did_you_mean(given, list(found))
         raise UserError(f"--reference {given}: give `mean`, `best`, a model's name or a folder of results;{which}")
     others = find_scores(given)

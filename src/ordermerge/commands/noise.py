@@ -8,6 +8,7 @@ from ordermerge.eval.comparison.documents import ModelValues
 from ordermerge.eval.comparison.folders import find_all, read_models
 from ordermerge.eval.comparison.noise import NoiseReport, order_noise
 from ordermerge.eval.scoring.saved import SavedScores
+from ordermerge.files import user_path
 from ordermerge.run_directory import EXPERIMENT, open_run, order_name
 
 REPEATS = "repeats"
@@ -32,7 +33,7 @@ def measure_noise(
     merges: dict[str, list[str]] = {}
     for given, new in find_all(results).items():
         found.update(new)
-        if not (Path(given).expanduser() / EXPERIMENT).is_file():
+        if not (user_path(given) / EXPERIMENT).is_file():
             families.setdefault(REPEATS, []).extend(new)
             continue
         family = given.rstrip("/")
