@@ -126,6 +126,7 @@ def best_of_price(panel: PricePanel, report: ComparisonReport | None) -> dict[st
         return {}
     found = {}
     scores = [one for one in panel.scores if one.kind != "means of runs"]
+    single = next((one.price for one in scores if one.kind == "single runs"), None)
     for price in dict.fromkeys(one.price for one in scores):
         same = [one for one in scores if abs(one.price - price) < _SAME]
         value = (max if panel.higher_is_better else min)(one.score for one in same)
@@ -133,7 +134,9 @@ def best_of_price(panel: PricePanel, report: ComparisonReport | None) -> dict[st
         if not others:
             continue
         for first in firsts:
-            apart = [one.model for one in others if _told_apart(report, panel, first.model, one.model)]
+            # At the price of one run, a merge along it is one run too.
+            told = [] if price == single else others
+            apart = [one.model for one in told if _told_apart(report, panel, first.model, one.model)]
             names = ", ".join(apart[:_NAMED]) + (f" and {len(apart) - _NAMED} more" if len(apart) > _NAMED else "")
             some = f"told apart from {names}" if apart else "not told apart"
             found[first.model] = f"best, {'told apart' if len(apart) == len(same) - 1 else some}"
