@@ -48,6 +48,16 @@ def test_evaluation_options_are_the_fields_of_the_evaluation_section() -> None:
     assert given == set(EvaluationSection.model_fields)
 
 
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ordermerge.commands.evaluate.evaluate_models", interrupted)
+    done = CliRunner().invoke(main, ["eval", "m", "--tasks", "t"])
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert "Interrupted. What is finished is kept, and the same command goes on from there." in done.stderr
+
+
 def test_version_is_printed() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"ordermerge, version {__version__}\n"
 
