@@ -186,7 +186,7 @@ def _told_by(tracker: Any) -> Iterator[list[BaseException]]:
     """Yield a list that fills with the errors that a tracker of lm-eval's passes over with a warning."""
     told: list[BaseException] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda _: told.extend(error for error in [sys.exception()] if error)  # type: ignore[method-assign]
+    handler.emit = lambda record: told.extend(e for e in [sys.exception()] if e)  # type: ignore[method-assign]
     logger = logging.getLogger(type(tracker).__module__)
     logger.addHandler(handler)
     try:
