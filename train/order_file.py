@@ -46,7 +46,8 @@ def order_inputs(experiment: Experiment) -> dict[str, Any]:
     """
     section = experiment.orders
     left_out = {"file"} if section.strategy in DEPEND_ON_COUNT else {"count", "file"}
-    inputs = section.model_dump(exclude=left_out if section.branch_at else {*left_out, "branch_at"})
+    left_out = left_out if section.branch_at else {*left_out, "branch_at"}
+    inputs = section.model_dump(exclude=left_out if section.unit == "pack" else {*left_out, "unit"})
     if section.strategy != "file":
         return inputs
     path = _path_of(experiment)
@@ -143,6 +144,8 @@ def _read_safetensors(path: Path) -> torch.Tensor:
     if rows is None or rows.dtype != torch.int64:
         held = ", ".join(f"{name} ({str(value.dtype).removeprefix('torch.')})" for name, value in tensors.items())
         raise UserError(f"`orders.file`: {path} must hold `permutations`, int64; it holds {held or 'nothing'}")
+    if "packs" in tensors:
+        raise UserError(f"`orders.file`: {path} holds orders of packs (`unit: pack`), and these are of samples")
     if ids is None:
         return rows
     if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(ids):

@@ -52,7 +52,8 @@ def describe(
         "strategy": experiment.orders.strategy,
         "seed": experiment.orders.seed,
         "epochs": len(permutations),
-        "samples": len(prepared.train),
+        "samples": prepared.samples,
+        **({"packs": len(prepared.train)} if prepared.packs else {}),
         "dropped": prepared.dropped,
         "truncated": prepared.truncated,
         "empty": samples.empty,
@@ -111,6 +112,8 @@ def write_record(
     if (logs := folder / LOGS).exists() and not any(logs.iterdir()):
         logs.rmdir()
     permutations = {"permutations": trainer.permutations.contiguous(), "sample_ids": prepared.sample_ids}
+    if prepared.packs:
+        permutations |= {"sample_ids": prepared.packs.sample_ids, "packs": prepared.packs.packs}
     (folder / PERMUTATIONS).parent.mkdir()
     save_file(permutations, folder / PERMUTATIONS)
     noted = {**record, **provenance.record(experiment.directory)}

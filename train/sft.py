@@ -44,6 +44,7 @@ from ordermerge.train.distributed import say
 from ordermerge.train.lora import check_lora, check_tied, lora_config
 from ordermerge.train.order_file import check_orders, order_inputs
 from ordermerge.train.order_record import describe, outcome, outcome_lines, warnings, write_record
+from ordermerge.train.packing import require_apart
 from ordermerge.train.samples import Samples, check_data, data_file, load_samples
 from ordermerge.train.sft_config import TRAINING_SEED, WITHOUT_EFFECT, check_sft, make_config
 from ordermerge.train.steps import PRICE_OF, TrainStep, experiment_of
@@ -315,6 +316,8 @@ def _train_all(experiment: Experiment, todo: list[TrainStep]) -> None:
                 require_agreement(samples, prepared)
                 if problems := fit_problems(base.model, tokenizer, prepared):
                     raise UserError(problems)
+                if prepared.packs:
+                    require_apart(trainer.model)
                 for warning in warnings(samples, prepared, base, tokenizer):
                     say(f"warning: {warning}")
             epochs = epochs_of(experiment, step.training, shared_part(experiment, prepared.branch, prepared.steps))
@@ -324,7 +327,8 @@ def _train_all(experiment: Experiment, todo: list[TrainStep]) -> None:
             if first:
                 _state_costs(experiment, base, prepared, todo, directory)
             own = f" ({described(step.training)})" if step.training.fields or step.training.control else ""
-            sizes = f"{counted(len(prepared.train), 'sample')}, {counted(epochs, 'epoch')}"
+            packed = f" in {counted(len(prepared.train), 'pack')}" if prepared.packs else ""
+            sizes = f"{counted(prepared.samples, 'sample')}{packed}, {counted(epochs, 'epoch')}"
             for line in (*start.notes, f"training on {sizes}{own}"):
                 say(f"{step.name}: {line}")
             for callback in (saver, Progress(step.name, position, len(todo)), EndRun()):
@@ -341,6 +345,7 @@ def _train_all(experiment: Experiment, todo: list[TrainStep]) -> None:
                 save_submodel(trainer, base, experiment, directory)
             record = describe(experiment, step, samples, prepared, trainer.permutations)
             record |= outcome(trainer, saver, start)
+            record["samples_consumed"] = round(saver.consumed * prepared.samples / len(prepared.train))
             if distributed.rank() == 0:
                 write_record(experiment, step, trainer, prepared, record, directory)
         for line in outcome_lines(record, step.output):

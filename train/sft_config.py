@@ -12,6 +12,7 @@ from trl import SFTConfig
 from ordermerge.config.library_fields import Fields
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import did_you_mean
+from ordermerge.train.packing import check_packs
 
 # Drives dropout, data workers and the values of new parameters. The K runs differ in nothing but the order, so it is
 # one constant; `orders.seed` names the orders.
@@ -39,7 +40,7 @@ OWNED = {
 }
 # Refused unless it is the value that SFTConfig has anyway.
 REFUSED = {
-    "packing": _POSITION,
+    "packing": "a position in the order must be one sample, unless `orders.unit` is pack",
     "padding_free": _POSITION,
     "shuffle_dataset": _ORDER,
     "dataloader_in_order": _ORDER,
@@ -94,7 +95,14 @@ WITHOUT_EFFECT = frozenset(
 _MODEL_KEYS = ("dtype", "torch_dtype", "revision", "device_map", "pretrained_model_name_or_path")
 # What the number of optimizer steps depends on, and what the prepared samples depend on.
 STEPS = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
-PREPARATION = ("max_length", "truncation_mode", "completion_only_loss", "assistant_only_loss", "trust_remote_code")
+PREPARATION = (
+    "max_length",
+    "truncation_mode",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "trust_remote_code",
+    "packing",
+)
 _AT_LEAST_ONE = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 FIELDS = Fields("sft", SFTConfig, "TRL", OWNED, REFUSED)
 
@@ -105,7 +113,10 @@ def check_sft(experiment: Experiment) -> list[str]:
     Args:
         experiment: The experiment.
     """
-    values, problems = FIELDS.check(experiment.sft)
+    # Packing is refused, unless packs are what moves.
+    packed = {"packing"} if experiment.orders.unit == "pack" else set()
+    values, problems = FIELDS.check({name: of for name, of in experiment.sft.items() if name not in packed})
+    problems += check_packs(experiment)
     problems += _check_values(experiment, values)
     return problems or _check_whole(experiment)
 

@@ -25,6 +25,7 @@ from ordermerge.train.base_model import load_tokenizer, model_outline
 from ordermerge.train.checkpointing import plan_saves
 from ordermerge.train.order_file import given_orders
 from ordermerge.train.orders import STRATEGIES, branch_orders, branch_step, check_distinct, epoch_fingerprints
+from ordermerge.train.packing import Packs
 from ordermerge.train.samples import SAMPLE_ID, Samples, load_samples
 from ordermerge.train.sft_config import FIELDS, PREPARATION, STEPS, check_sft, make_config
 from ordermerge.train.trainer import OrderTrainer, steps_over
@@ -52,6 +53,7 @@ class Prepared:
         branch: The last optimizer step that all orders share; 0 if they share none.
         dropped: How many samples were left out.
         truncated: How many samples were cut to `max_length` and kept.
+        packs: What the packs hold, where packs are what moves: n, `train` and `sample_ids` are then of packs.
     """
 
     train: Dataset
@@ -63,6 +65,12 @@ class Prepared:
     branch: int
     dropped: int
     truncated: int
+    packs: Packs | None = None
+
+    @property
+    def samples(self) -> int:
+        """The number of samples that are trained on."""
+        return len(self.sample_ids if self.packs is None else self.packs.sample_ids)
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
         UserError: If no sample is left, there are too few for a batch, or the orders share an epoch or do not fit.
     """
     train, args = cast(Dataset, trainer.train_dataset), _arguments_of_orders(experiment, trainer)
-    dropped = len(samples.train) - len(train)
+    packs = trainer.packs
+    dropped = len(samples.train) - (len(train) if packs is None else len(packs.sample_ids))
     if len(train) == 0:
         raise UserError(
             f"no training sample is left: in all {dropped} the prompt alone fills `sft.max_length` "
@@ -108,9 +117,9 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
     batch = processes * trainer.get_total_train_batch_size(args)
     if len(train) < batch:
         raise UserError(
-            f"{len(train)} training samples do not fill one batch of {batch} (`sft.per_device_train_batch_size` x "
-            "`sft.gradient_accumulation_steps` x processes), so all orders would train alike; use a smaller batch or "
-            "more samples"
+            f"{len(train)} training {experiment.orders.unit}s do not fill one batch of {batch} "
+            "(`sft.per_device_train_batch_size` x `sft.gradient_accumulation_steps` x processes), so all orders would "
+            "train alike; use a smaller batch or more samples"
         )
     if trainer.eval_dataset is not None and len(cast(Dataset, trainer.eval_dataset)) == 0:
         raise UserError(
@@ -120,10 +129,11 @@ def prepare(experiment: Experiment, samples: Samples, trainer: OrderTrainer, *, 
     ids = torch.tensor(train[SAMPLE_ID][:], dtype=torch.int64)
     epochs, steps = int(args.num_train_epochs), steps_over(args, len(ids), processes)
     orders = _lay_orders(experiment, samples, ids, epochs, batch, steps)
-    truncated = len(trainer.truncated_ids.intersection(ids.tolist()))
+    kept = ids if packs is None else packs.sample_ids
+    truncated = len(trainer.truncated_ids.intersection(kept.tolist()))
     branch = branch_step(experiment.orders.branch_at, epochs * steps)
     _check_merges(experiment, epochs, steps)
-    return Prepared(train, trainer.eval_dataset, ids, orders, batch, epochs * steps, branch, dropped, truncated)
+    return Prepared(train, trainer.eval_dataset, ids, orders, batch, epochs * steps, branch, dropped, truncated, packs)
 
 
 def permutations_of(experiment: Experiment, prepared: Prepared, order: int, epochs: int) -> torch.Tensor:
@@ -170,8 +180,12 @@ def fit_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pre
             sample, token = next(
                 (row[SAMPLE_ID], max(row["input_ids"])) for row in data if max(row["input_ids"]) >= rows
             )
-            problems.append(_beyond(tokenizer, token, rows, f"record {sample}"))
-        longest = pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py()
+            unit = "pack" if "seq_lengths" in data.column_names else "record"
+            problems.append(_beyond(tokenizer, token, rows, f"{unit} {sample}"))
+        if "seq_lengths" in data.column_names:  # positions begin again with each sample of a pack
+            longest = max(map(max, data["seq_lengths"]))
+        else:
+            longest = pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py()
         if limit is not None and longest > limit:
             problems.append(
                 f"the longest sample has {longest} tokens, and the base model has learned {limit} positions; set "
@@ -251,6 +265,8 @@ def tokenise(experiment: Experiment) -> Tokenised:
     if problems := check_sft(experiment):
         raise UserError(problems)
     samples, tokenizer = load_samples(experiment), load_tokenizer(experiment)
+    unpacked = {name: value for name, value in experiment.sft.items() if name != "packing"}
+    experiment = experiment.model_copy(update={"sft": unpacked})
     with quiet(), tempfile.TemporaryDirectory() as logs:
         trainer = data_trainer(experiment, samples, tokenizer, Path(logs))
         return Tokenised(cast(Dataset, trainer.train_dataset), trainer.eval_dataset, samples.fingerprint)

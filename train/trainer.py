@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from ordermerge.train.chats import CHAT, tokenise_chats
+from ordermerge.train.packing import Packs, pack_samples
 from ordermerge.train.samples import SAMPLE_ID
 
 # What is overridden, called, read or written here and in the modules around of the trainers' private members; another
@@ -57,12 +58,14 @@ class OrderTrainer(SFTTrainer):
         permutations: int64 of shape [epochs, samples], indices into the prepared training data.
         state_directory: Where training checkpoints go, to be set where any are asked for.
         truncated_ids: Ids of the training samples that preparation cut to `max_length`.
+        packs: Which of them are in which pack, where packs are trained on; then a sample's id is the pack's number.
         seen_ids: Ids of the samples that this process trained on in the epoch under way, as int64.
     """
 
     permutations: torch.Tensor
     state_directory: Path
     truncated_ids: frozenset[int] = frozenset()
+    packs: Packs | None = None
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
@@ -129,7 +132,7 @@ class OrderTrainer(SFTTrainer):
             dataset = tokenise_chats(
                 dataset, processing_class, template=self.chat_template, assistant_only=only, processes=processes
             )
-        rest = (packing, formatting_func, dataset_name)
+        rest = (False, formatting_func, dataset_name)  # packed below, where it can be noted what went where
         unlimited = copy.copy(args)
         unlimited.max_length = None
         dataset = super()._prepare_dataset(dataset, processing_class, unlimited, *rest)
@@ -137,7 +140,10 @@ class OrderTrainer(SFTTrainer):
             lengths = map(len, dataset["input_ids"])
             ids = zip(dataset[SAMPLE_ID], lengths, strict=True)
             self.truncated_ids = frozenset(sample for sample, length in ids if length > args.max_length)
-        return super()._prepare_dataset(dataset, processing_class, args, *rest)
+        dataset = super()._prepare_dataset(dataset, processing_class, args, *rest)
+        if packing and dataset_name == "train" and len(dataset):
+            dataset, self.packs = pack_samples(dataset, args.max_length)
+        return dataset
 
 
 def steps_over(args: TrainingArguments, samples: int, processes: int = 1) -> int:

@@ -95,7 +95,8 @@ def analyse(run: Path, *, bins: int = BINS, seed: int = 0) -> Path:
 
 
 def _words(table: LossTable, results: list[EpochResult]) -> list[str]:
-    units = f"{table.samples:,} samples" + (f" in {table.losses.shape[1]:,} fixed batches" * (table.unit == "batch"))
+    fixed = {"batch": "batches", "pack": "packs"}.get(table.unit)
+    units = f"{table.samples:,} samples" + (f" in {table.losses.shape[1]:,} fixed {fixed}" if fixed else "")
     lines = [f"{len(table.orders)} orders of {units}; each {table.unit} is compared with itself in the other orders."]
     return lines + [line for result in results for line in in_words(result, len(table.orders))]
 

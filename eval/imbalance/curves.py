@@ -153,18 +153,19 @@ def merged_trace(merged: Array, losses: Array, positions: Array, *, resamples: i
     )
 
 
-def moved_together(positions: NDArray[np.int64], batch: int) -> NDArray[np.int64] | None:
+def moved_together(positions: NDArray[np.int64], batch: int, places: int | None = None) -> NDArray[np.int64] | None:
     """Return the batch of each sample if samples move between positions in fixed batches only, else None.
 
     Args:
-        positions: Shape [orders and epochs, samples], 0 to n - 1.
-        batch: Samples of one optimizer step.
+        positions: Shape [orders and epochs, samples], 0 to places - 1.
+        batch: Samples, or packs, of one optimizer step.
+        places: The number of places in an epoch, where that is not the number of samples.
     """
     if batch <= 1:
         return None
     batches = positions // batch
     _, units = np.unique(batches, axis=1, return_inverse=True)
-    return units if units.max() + 1 == -(-positions.shape[1] // batch) else None
+    return units if units.max() + 1 == -(-(places or positions.shape[1]) // batch) else None
 
 
 def _bin(positions: Array, bins: int) -> NDArray[np.int64]:

@@ -48,7 +48,7 @@ class LossTable:
         merged: Losses of each merged model, shape [n].
         means: For each model the mean loss over "train" and "validation", each sample counting the same.
         samples: How many training samples there are.
-        unit: "sample" or "batch".
+        unit: "sample", "batch", or "pack" where samples move in packs (or batches of these).
         notes: What was left out, and why.
     """
 
@@ -96,7 +96,8 @@ def read_table(run: Path, experiment: Experiment) -> LossTable:
         losses, positions = unit_means(losses, units), unit_means(positions, units)
         rows = {name: unit_means(row, units) for name, row in rows.items()}
     means = {name: _means(table) for name, table in tables.items()}
-    unit = "sample" if units is None else "batch"
+    packed = any(order.packs is not None for order in orders.values())
+    unit = "sample" if units is None else "pack" if packed else "batch"
     return LossTable(list(orders), losses, positions, rows, means, len(ids), unit, notes)
 
 
@@ -161,7 +162,9 @@ def _positions(orders: list[OrderPositions], ids: list[int]) -> tuple[Array, np.
         found = order.positions[:, [column[i] for i in ids]].numpy()
         # First and last epoch are what is looked at, also where someone's orders differ in their number of epochs.
         places.append(found if len(found) == epochs else np.concatenate([found[: epochs - 1], found[-1:]]))
-        scaled.append(places[-1] / max(1, order.positions.shape[1] - 1))
+        scaled.append(places[-1] / max(1, order.units - 1))
     whole = all(len(order.sample_ids) == len(ids) for order in orders)
-    units = moved_together(np.concatenate(places), orders[0].batch) if whole else None
+    units = moved_together(np.concatenate(places), orders[0].batch, orders[0].units) if whole else None
+    if units is None and orders[0].packs is not None:  # samples of a pack move as one
+        _, units = np.unique(np.concatenate(places), axis=1, return_inverse=True)
     return np.stack(scaled), units

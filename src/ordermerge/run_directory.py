@@ -80,15 +80,22 @@ class OrderPositions:
 
     Attributes:
         sample_ids: int64 of shape [n]: the rows of the data as loaded.
-        positions: int64 of shape [epochs, n]: when each was visited, 0 (first) to n - 1.
+        positions: int64 of shape [epochs, n]: when each, or its pack, was visited, 0 (first) to `units` - 1.
         batch: Samples of one optimizer step; 1 where that is not recorded.
         data: Fingerprint of the training data, None where that is not recorded.
+        packs: int64 of shape [n]: the pack of each, None where samples were not packed.
     """
 
     sample_ids: "torch.Tensor"
     positions: "torch.Tensor"
     batch: int
     data: str | None
+    packs: "torch.Tensor | None" = None
+
+    @property
+    def units(self) -> int:
+        """The number of places in an epoch: that of the samples, or of the packs."""
+        return len(self.sample_ids) if self.packs is None else int(self.packs.max()) + 1
 
 
 def order_name(order: int) -> str:
@@ -343,12 +350,15 @@ def _read_order(folder: Path) -> OrderPositions:
         raise UserError(
             f"{path}: cannot be read as an order ({error}); it needs `permutations`, `sample_ids`"
         ) from None
-    everyone = torch.arange(len(ids)).expand_as(permutations)
-    if permutations.ndim != 2 or not torch.equal(permutations.sort(dim=1).values, everyone):
-        raise UserError(f"{path}: `permutations` must hold, in each line, each number from 0 to {len(ids) - 1} once")
+    packs = tensors.get("packs")
+    units = len(ids) if packs is None else int(packs.max()) + 1
+    everyone = torch.arange(units)
+    if permutations.ndim != 2 or not all(torch.equal(row.sort().values, everyone) for row in permutations):
+        raise UserError(f"{path}: `permutations` must hold, in each line, each number from 0 to {units - 1} once")
     record = order_record(folder)
     noted = record.get("files", {}) if record else {}
     if problems := file_problems(folder, {name: of for name, of in noted.items() if name == PERMUTATIONS}, deep=True):
         raise UserError(f"{problem}; restore it: these are not the positions it was trained in" for problem in problems)
     batch, data = (record["batch_size"], record["dataset_fingerprint"]) if record else (1, None)
-    return OrderPositions(ids, permutations.argsort(dim=1), batch, data)
+    positions = permutations.argsort(dim=1)
+    return OrderPositions(ids, positions if packs is None else positions[:, packs], batch, data, packs)

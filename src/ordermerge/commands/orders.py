@@ -63,7 +63,9 @@ def summarise(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "seed": section.seed,
         "count": count,
         "epochs": epochs,
-        "samples": samples,
+        "unit": section.unit,
+        "samples": prepared.samples,
+        "places": samples,
         "dropped": prepared.dropped,
         "truncated": prepared.truncated,
         "batch_size": prepared.batch,
@@ -89,13 +91,16 @@ def print_summary(summary: dict[str, Any]) -> None:
     if not console.is_terminal:  # rich takes a pipe to be 80 columns wide
         console.width = 200
     count, samples = summary["count"], summary["samples"]
+    packed = f" in {counted(summary['places'], 'pack')}" if summary["unit"] == "pack" else ""
     lines = [
-        f"{summary['name']}: {counted(count, 'order')} of {counted(samples, 'sample')}, "
+        f"{summary['name']}: {counted(count, 'order')} of {counted(samples, 'sample')}{packed}, "
         f"{counted(summary['epochs'], 'epoch')}, strategy {summary['strategy']}, seed "
-        f"{summary['seed']}, {summary['batch_size']} samples per optimizer step",
+        f"{summary['seed']}, {summary['batch_size']} {summary['unit']}s per optimizer step",
         f"As training will use them: the data is prepared ({summary['dropped']} samples dropped, "
         f"{summary['truncated']} cut to max_length), and the fingerprints are those that order.json will hold.",
     ]
+    if packed:
+        lines.append("Packs are what moves: where rows are named below, these are numbers of packs.")
     if summary["branch"]:
         lines.append(
             f"The first {summary['branch']} optimizer steps are the trunk's, common to all orders; the others are each "
@@ -128,7 +133,7 @@ def _fingerprint_table(summary: dict[str, Any]) -> tuple[str, Table]:
 def _heat_map(summary: dict[str, Any]) -> tuple[str, Table]:
     """Return, for each order, when each eighth of the data is visited: a block of the file may well be of one kind."""
     cells = torch.tensor(summary["mean_positions"])
-    per_bin = summary["samples"] / cells.shape[1]
+    per_bin = summary["places"] / cells.shape[1]
     chance = math.sqrt((1 - 1 / cells.shape[1]) / (12 * per_bin))
     title = (
         "When is each part of the data visited? Mean first-epoch position, 0 (first) to 1 (last); of a random order "
@@ -143,7 +148,7 @@ def _heat_map(summary: dict[str, Any]) -> tuple[str, Table]:
 
 
 def _correlation_table(summary: dict[str, Any]) -> tuple[str, Table]:
-    sd = 1 / math.sqrt(summary["samples"] - 1)
+    sd = 1 / math.sqrt(summary["places"] - 1)
     title = f"Rank correlation (Spearman) of the first-epoch positions; of independent orders 0 ± {sd:.3f}"
     rows = (
         [f"order {order}", *(_shaded(rho, (rho + 1) / 2) for rho in line)]

@@ -98,6 +98,7 @@ class OrdersSection(Section):
         seed: Names the orders.
         file: The user's own orders, for the strategy `file`: a safetensors or JSON file, or a run's `orders` folder.
         branch_at: How many optimizer steps, or which fraction of them, all orders share; None for none.
+        unit: What moves: samples, or packs of them, which `sft.packing` makes.
     """
 
     count: Annotated[int, Field(ge=1, le=1000, examples=[4])]
@@ -105,6 +106,7 @@ class OrdersSection(Section):
     seed: int = 0
     file: str | None = Field(default=None, examples=["orders.json"])
     branch_at: Annotated[int | float, BeforeValidator(_check_branch)] | None = Field(default=None, examples=[0.5])
+    unit: Literal["sample", "pack"] = "sample"
 
     @model_validator(mode="after")
     def _file_goes_with_its_strategy(self) -> "OrdersSection":
