@@ -7,11 +7,9 @@ import torch
 from datasets import Dataset
 from trl import pack_dataset
 
-from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.train.samples import SAMPLE_ID
-
-STRATEGY = "bfd"  # TRL's that neither cuts a sample in two nor lets samples see each other
+from ordermerge.train.sft_config import PACKING
 
 
 @dataclass(frozen=True)
@@ -27,32 +25,6 @@ class Packs:
     packs: torch.Tensor
 
 
-def check_packs(experiment: Experiment) -> list[str]:
-    """Return what is wrong with the packs that an experiment asks for.
-
-    Args:
-        experiment: The experiment.
-    """
-    sft = experiment.sft
-    if experiment.orders.unit != "pack":
-        return []
-    problems = []
-    if sft.get("packing") is not True:
-        problems.append("`orders.unit: pack` needs `sft.packing: true`")
-    if sft.get("packing_strategy", STRATEGY) != STRATEGY:
-        problems.append(
-            f"`sft.packing_strategy` must be {STRATEGY}: others cut samples, so that parts lie in several packs; got "
-            f"{sft['packing_strategy']!r}"
-        )
-    if "max_length" in sft and sft["max_length"] is None:
-        problems.append("`orders.unit: pack` needs `sft.max_length`, the length of a pack")
-    if experiment.orders.strategy == "file":
-        problems.append("`orders.unit: pack` takes no `strategy: file`: your orders are of samples")
-    if sft.get("eval_packing"):
-        problems.append("`sft.eval_packing` cannot be set: validation losses are of samples; remove it")
-    return problems
-
-
 def pack_samples(dataset: Dataset, length: int) -> tuple[Dataset, Packs]:
     """Pack samples by TRL's best-fit-decreasing packing, and note which went where.
 
@@ -66,7 +38,7 @@ def pack_samples(dataset: Dataset, length: int) -> tuple[Dataset, Packs]:
     rows = [[row] * len(tokens) for row, tokens in zip(dataset[SAMPLE_ID], dataset["input_ids"], strict=True)]
     # By token, as TRL packs lists only.
     marked = dataset.select_columns(["input_ids", "labels"]).add_column(SAMPLE_ID, rows)
-    packed = pack_dataset(marked, length, STRATEGY)
+    packed = pack_dataset(marked, length, PACKING)
     pack_of = {row: pack for pack, marks in enumerate(packed[SAMPLE_ID]) for row in marks}
     ids = list(dataset[SAMPLE_ID])
     numbered = packed.remove_columns(SAMPLE_ID).add_column(SAMPLE_ID, list(range(len(packed))))

@@ -12,7 +12,6 @@ from trl import SFTConfig
 from ordermerge.config.library_fields import Fields
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import did_you_mean
-from ordermerge.train.packing import check_packs
 
 # Drives dropout, data workers and the values of new parameters. The K runs differ in nothing but the order, so it is
 # one constant; `orders.seed` names the orders.
@@ -93,6 +92,7 @@ WITHOUT_EFFECT = frozenset(
 # Arguments of `from_pretrained` that the `model` section gives, and device_map, which would spread one model over
 # devices behind the trainer's back.
 _MODEL_KEYS = ("dtype", "torch_dtype", "revision", "device_map", "pretrained_model_name_or_path")
+PACKING = "bfd"  # the strategy that neither cuts a sample in two nor lets samples see each other
 # What the number of optimizer steps depends on, and what the prepared samples depend on.
 STEPS = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
 PREPARATION = (
@@ -116,7 +116,7 @@ def check_sft(experiment: Experiment) -> list[str]:
     # Packing is refused, unless packs are what moves.
     packed = {"packing"} if experiment.orders.unit == "pack" else set()
     values, problems = FIELDS.check({name: of for name, of in experiment.sft.items() if name not in packed})
-    problems += check_packs(experiment)
+    problems += _check_packs(experiment)
     problems += _check_values(experiment, values)
     return problems or _check_whole(experiment)
 
@@ -174,6 +174,28 @@ def _check_values(experiment: Experiment, values: Mapping[str, Any]) -> list[str
     if values.get("eval_strategy", "no") not in ("no", False) and not experiment.data.has_validation:
         problems.append(f"`sft.eval_strategy` is {sft['eval_strategy']!r}, but there is no `data.validation`")
     return problems + absent_loggers(values.get("report_to"))
+
+
+def _check_packs(experiment: Experiment) -> list[str]:
+    """Return what is wrong with the packs that an experiment asks for."""
+    sft = experiment.sft
+    if experiment.orders.unit != "pack":
+        return []
+    problems = []
+    if sft.get("packing") is not True:
+        problems.append("`orders.unit: pack` needs `sft.packing: true`")
+    if sft.get("packing_strategy", PACKING) != PACKING:
+        problems.append(
+            f"`sft.packing_strategy` must be {PACKING}: others cut samples, so that parts lie in several packs; got "
+            f"{sft['packing_strategy']!r}"
+        )
+    if "max_length" in sft and sft["max_length"] is None:
+        problems.append("`orders.unit: pack` needs `sft.max_length`, the length of a pack")
+    if experiment.orders.strategy == "file":
+        problems.append("`orders.unit: pack` takes no `strategy: file`: your orders are of samples")
+    if sft.get("eval_packing"):
+        problems.append("`sft.eval_packing` cannot be set: validation losses are of samples; remove it")
+    return problems
 
 
 def _check_whole(experiment: Experiment) -> list[str]:
