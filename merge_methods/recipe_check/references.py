@@ -8,10 +8,59 @@ from typing import Any, TypeVar
 from mergekit.common import ModelPath, ModelReference
 from pydantic import BaseModel
 
+from ordermerge.errors import UserError
 from ordermerge.files import user_path
 from ordermerge.models import local_folder, model_folder
+from ordermerge.yaml_json import read_yaml
 
 T = TypeVar("T")
+_MODEL_KEYS = frozenset({"model", "base_model", "lora", "path"})
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe, with the models found that it names by relative paths, as recipes that are shared need it.
+
+    mergekit looks from the working directory. What is not there is looked for in the recipe's folder.
+
+    Args:
+        path: The recipe.
+
+    Returns:
+        The recipe as written, but for models found in its folder, which are absolute paths.
+
+    Raises:
+        UserError: If it cannot be read, or if models are in both places and these differ.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    problems: list[str] = []
+
+    def found(part: str) -> str:
+        here, there = user_path(part), folder / part
+        if not part or here.is_absolute() or not os.path.isdir(there):
+            return part
+        if not here.is_dir():
+            return str(there)
+        if not here.samefile(there):
+            problems.append(
+                f"`{part}` is both in the working directory ({here.resolve()}) and beside the recipe ({there}), which "
+                "differ; give the one you mean as an absolute path"
+            )
+        return part
+
+    def walk(node: Any, key: str = "") -> Any:
+        if isinstance(node, dict):
+            return {name: walk(item, str(name)) for name, item in node.items()}
+        if isinstance(node, list):
+            return [walk(item) for item in node]
+        if isinstance(node, str) and key in _MODEL_KEYS:
+            whole = found(node)  # a folder's name may hold a plus
+            return whole if whole != node else "+".join(map(found, node.split("+")))
+        return node
+
+    recipe: dict[str, Any] = walk(read_yaml(path))
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)), where=path)
+    return recipe
 
 
 def map_models(node: T, change: Callable[[ModelReference], ModelReference]) -> T:

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from ordermerge.errors import UserError
 
+CARD = "README.md"  # of a model
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 _MOST_LETTERS, _TEMPORARY, _DAY = 160, ".writing-", 86400
 _REMEDY = "mend that, or write elsewhere"
@@ -223,6 +224,8 @@ def file_records(folder: Path, names: Iterable[str] | None = None) -> dict[str, 
 def file_problems(folder: Path, records: Mapping[str, FileRecord], *, deep: bool = False) -> list[str]:
     """Return a sentence on each file that is not what it was when it was written.
 
+    A model's card is passed over: scores are put into it later, and people write there.
+
     Args:
         folder: The folder that the files are in.
         records: From `file_records`.
@@ -231,6 +234,8 @@ def file_problems(folder: Path, records: Mapping[str, FileRecord], *, deep: bool
     problems = []
     for name, then in records.items():
         path = folder / name
+        if name == CARD:
+            continue
         try:
             status = path.stat()
             if status.st_size != then["size"]:

@@ -157,3 +157,19 @@ def test_values_that_are_no_numbers_are_found_wherever_they_are(models: list[Pat
     assert "Traceback" not in done.output
     assert not Path("out").exists()
     assert torch.isnan(tensors[name]).sum() == 1
+
+
+def test_a_shared_recipe_finds_the_models_beside_it_from_anywhere(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(["sub0", "sub1"]).resolve()
+    expected = merge(recipe, "out")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert command("check", recipe).exit_code == 0
+    assert merge(recipe, "out") == expected
+    assert str(models[0].parent) not in Path("out/README.md").read_text()
+    Path("sub0").mkdir()  # another one of that name
+    refused = command("merge", recipe, "out2")
+    assert refused.exit_code == 1
+    assert "`sub0` is both in the working directory" in refused.output

@@ -127,8 +127,10 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
     assert (directory / "report.html").read_text() == page
     written = CliRunner().invoke(main, ["card", str(directory)])
     assert written.output.split() == [
-        f"{directory}/merges/{name}/README.md" for name in ("average", "resampled", "dare")
+        *(f"{directory}/merges/{name}/README.md" for name in ("average", "resampled", "dare")),
+        *(f"{directory}/orders/{k}/README.md" for k in range(2)),
     ]
+    assert str(directory.parents[1]) not in (directory / "orders" / "0" / "README.md").read_text()
 
     # what is missing, and only that, is done
     (directory / "merges" / "average" / "ordermerge.json").unlink()

@@ -35,8 +35,10 @@ def check_file(path: Path, changes: Sequence[str] = ()) -> str:
         raise UserError(f"{path}: is a recipe; `--set` changes keys of experiments only, so edit the file")
     with quick_imports():
         from ordermerge.merge_methods.recipe_check.check import check_recipe
+        from ordermerge.merge_methods.recipe_check.references import read_recipe
         from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 
+    content = read_recipe(path)
     if problems := check_recipe(content):
         raise UserError(problems, where=path)
     for warning in recipe_warnings(content):

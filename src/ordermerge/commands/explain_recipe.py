@@ -22,9 +22,9 @@ from ordermerge.merge_methods.recipe_check.effective_weights import (
 )
 from ordermerge.merge_methods.recipe_check.layout import fit
 from ordermerge.merge_methods.recipe_check.merge_by_name import named_groups, table_by_name
+from ordermerge.merge_methods.recipe_check.references import read_recipe
 from ordermerge.merge_methods.recipe_check.staging import Staged, staged
 from ordermerge.models import model_names
-from ordermerge.yaml_json import read_yaml
 
 _LAYER = re.compile(r"(?:^|(?<=\.))\d+(?=\.)")
 _NAMED = 4  # of many kinds of tensors, so many are named
@@ -42,7 +42,7 @@ def explain_recipe(path: Path) -> None:
     Raises:
         UserError: If its models are not all here, or the file is no recipe.
     """
-    recipe = read_yaml(path)
+    recipe = read_recipe(path)
     if "merge_method" not in recipe:
         raise UserError(f"{path}: is an experiment; `--explain` is for a recipe, such as those of a run's `recipes/`")
     config, options = MergeConfiguration.model_validate(recipe), MergeOptions()

@@ -31,13 +31,12 @@ from ordermerge.merge_methods.recipe_check.check import check_recipe
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint, reopened
 from ordermerge.merge_methods.recipe_check.layout import fit
 from ordermerge.merge_methods.recipe_check.merge_by_name import named_groups, table_by_name
-from ordermerge.merge_methods.recipe_check.references import folder_of, map_models, with_absolute_paths
+from ordermerge.merge_methods.recipe_check.references import folder_of, map_models, read_recipe, with_absolute_paths
 from ordermerge.merge_methods.recipe_check.staging import Staged, stage
 from ordermerge.merge_methods.recipe_check.warnings import recipe_warnings
 from ordermerge.models import MERGE_MARKER, download
 from ordermerge.provenance import record
 from ordermerge.stages import Step, mark_done
-from ordermerge.yaml_json import read_yaml
 
 RECIPE = "mergekit_config.yml"
 _CHAT_TEMPLATE = "chat_template.jinja"
@@ -121,7 +120,7 @@ def checked_recipe(recipe_path: Path, options: MergeOptions, by_name: bool | Non
         UserError: If it has problems.
     """
     source = recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else ""
-    recipe = read_yaml(recipe_path)
+    recipe = read_recipe(recipe_path)
     if problems := check_recipe(recipe, options=options, by_name=by_name):
         raise UserError(problems, where=recipe_path)
     for warning in recipe_warnings(recipe, own_companions=True, options=options, by_name=by_name):

@@ -1,21 +1,41 @@
-"""Model cards of merges: the draw of our methods, and the scores as the hub shows them."""
+"""Model cards of merges and sub-models, as the hub takes them: how a model was made, and its scores."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registered_methods
 
 from ordermerge.commands.current import Current
 from ordermerge.config.schema import Experiment
+from ordermerge.config.trainings import control_runs, described, sub_models
+from ordermerge.errors import counted
 from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
+from ordermerge.files import CARD
 from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
-from ordermerge.run_directory import CHECKPOINTS, evaluation_folder, merge_folder, open_run
+from ordermerge.run_directory import (
+    CHECKPOINTS,
+    control_folder,
+    evaluation_folder,
+    merge_folder,
+    open_run,
+    order_folder,
+    order_name,
+    order_record,
+)
 
-CARD = "README.md"
+_MERGE_TAGS = ("mergekit", "merge", "ordermerge")
+_TRAINED_TAGS = ("ordermerge", "sft", "trl")
+_OURS = "<!-- how it was trained: rewritten by `ordermerge card` -->"
+_PEFT_EMPTY = "# Model Card for Model ID"  # PEFT's card of an adapter, which nobody has filled in
+_PLACE = re.compile(r"(?<![^\s'\"=+(])/(?:[^\s'\"/]+/)+[^\s'\"/,)]+")  # an absolute path, not within a URL
 _RESULTS = "<!-- results: rewritten by `ordermerge card` -->"
 _BY_NAME = (
     "### By tensor name\n\nMerged by `ordermerge merge --by-name`: each tensor with those of the same name in "
@@ -36,7 +56,8 @@ def complete_card(merged: Path, config: MergeConfiguration, *, by_name: bool = F
     """
     file = merged / CARD
     if file.exists():
-        file.write_text(_without_places(file.read_text(encoding="utf-8"), config), encoding="utf-8")
+        card = _without_places(file.read_text(encoding="utf-8"), config)
+        file.write_text(_shortened_paths(card), encoding="utf-8")
     if by_name and file.exists():
         card = ModelCard.load(file)
         card.text = f"{card.text.rstrip()}\n\n{_BY_NAME}\n"
@@ -59,12 +80,12 @@ def complete_card(merged: Path, config: MergeConfiguration, *, by_name: bool = F
         lines += [f"- sub-models: {len(entries)}", f"- `weight`: {', '.join(map(_plain, weights))}"]
     card = ModelCard.load(file)
     card.text = f"{card.text.rstrip()}\n\n" + "\n".join(lines) + "\n"
-    card.data.tags = [*(card.data.tags or []), "ordermerge"]
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "ordermerge"]))
     card.save(file)
 
 
 def write_cards(run_directory: Path) -> list[Path]:
-    """Put the scores of a run's merged models into their model cards.
+    """Put the scores of a run's merged models into their model cards, and write those of the models it trained.
 
     Args:
         run_directory: The run directory.
@@ -84,6 +105,12 @@ def write_cards(run_directory: Path) -> list[Path]:
         if saved.rows and (merged / CARD).exists():
             add_results(merged, saved, experiment)
             cards.append(merged / CARD)
+    trained = {order_name(k): (order_folder(run_directory, k), one) for k, one in enumerate(sub_models(experiment))}
+    trained |= {run.folder: (control_folder(run_directory, run.folder), run) for run in control_runs(experiment)}
+    for name, (folder, training) in trained.items():
+        saved = load_scores(evaluation_folder(run_directory) / name, tasks)
+        if add_trained_card(folder, name, described(training), saved, experiment):
+            cards.append(folder / CARD)
     return cards
 
 
@@ -91,7 +118,7 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
     """Put a merged model's scores into its card: a table, and the `model-index` that the hub shows.
 
     Scores of a part of a task (`limit`) are shown in the table, with their mark, and left out of the `model-index`,
-    which has no place for it. Base model and training data are named where they are on the hub.
+    which has no place for it. Training data are named where they are on the hub, a local base model by its own name.
 
     Args:
         merged: The merged model, which has a card.
@@ -100,16 +127,81 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
     """
     file = merged / CARD
     card = ModelCard.load(file)
-    text = card.text.split(_RESULTS)[0].rstrip()
-    card.text = f"{text}\n\n{_RESULTS}\n### Results\n\n{markdown_table(saved.rows)}"
-    whole = [row for row in saved.rows if row.limit is None]
-    card.data.model_name = merged.name
-    card.data.eval_results = [_eval_result(row, saved.results[row.task]) for row in whole] or None
-    on_hub = not experiment.model.is_local
-    card.data.base_model = experiment.model.path if on_hub else card.data.base_model or None
-    if not Path(experiment.data.train).is_absolute():
-        card.data.datasets = [experiment.data.train]
+    text = _shortened_paths(card.text.split(_RESULTS)[0].rstrip())
+    card.text = f"{text}\n\n{_results(saved)}"
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *_MERGE_TAGS]))
+    _add_data(card.data, merged.name, saved, experiment)
     card.save(file)
+
+
+def add_trained_card(folder: Path, name: str, how: str, saved: SavedScores, experiment: Experiment) -> bool:
+    """Write the card of a sub-model or control; one that somebody else wrote is kept.
+
+    Args:
+        folder: The model.
+        name: Its name in tables.
+        how: What is its own: its order, and fields of `sft`.
+        saved: Its scores, which may be none.
+        experiment: The experiment it belongs to.
+
+    Returns:
+        Whether it was written.
+    """
+    file, record = folder / CARD, order_record(folder)
+    there = file.read_text(encoding="utf-8") if file.exists() else _OURS
+    if record is None or not (_OURS in there or _PEFT_EMPTY in there):
+        return False
+    orders, adapter = experiment.orders, experiment.saves_adapters
+    base, data = _name(experiment.model.path), _name(experiment.data.train)
+    lines = [
+        f"# {experiment.name}: {name}",
+        f"{_OURS}\n{'An adapter of' if adapter else 'Trained from'} `{base}` on `{data}` with [TRL](https://github.com/"
+        f"huggingface/trl)'s SFTTrainer, by ordermerge: one of {counted(experiment.count, 'model')} that differ in the "
+        "order of the same samples, to be merged.",
+        f"- its own: {how}\n- orders: strategy `{orders.strategy}`, seed {orders.seed}\n"
+        f"- {counted(record['steps'], 'optimizer step')}, {counted(record['samples_consumed'], 'sample')}\n"
+        "- the order, and all that it was made with: `order/`",
+        f"```yaml\n{yaml.safe_dump({'sft': experiment.sft, 'lora': experiment.lora}, sort_keys=False)}```",
+        _results(saved),
+    ]
+    data_of = ModelCardData(library_name="peft" if adapter else "transformers", tags=list(_TRAINED_TAGS))
+    _add_data(data_of, f"{experiment.name}-{name}", saved, experiment)
+    text = _shortened_paths("\n\n".join(filter(None, lines)))
+    ModelCard(f"---\n{data_of.to_yaml()}\n---\n{text}\n").save(file)
+    return True
+
+
+def _results(saved: SavedScores) -> str:
+    return f"{_RESULTS}\n### Results\n\n{markdown_table(saved.rows)}" if saved.rows else ""
+
+
+def _add_data(data: ModelCardData, name: str, saved: SavedScores, experiment: Experiment) -> None:
+    """Put into a card's metadata what the hub reads: scores, base model, data; nothing that it refuses."""
+    whole = [row for row in saved.rows if row.limit is None]
+    data.model_name = name
+    data.eval_results = [_eval_result(row, saved.results[row.task]) for row in whole] or None
+    data.base_model = _repository(_name(experiment.model.path))
+    if not Path(experiment.data.train).is_absolute():
+        data.datasets = [experiment.data.train]
+
+
+def _name(path: str) -> str:
+    """Return a hub id as it is, and of a local path the last part."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _repository(name: str) -> str | None:
+    """Return a name if the hub takes it for a model's."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _shortened_paths(card: str) -> str:
+    """Return a card with absolute paths shortened to their last two parts."""
+    return _PLACE.sub(lambda found: "/".join(Path(found[0]).parts[-2:]), card)
 
 
 def _without_places(card: str, config: MergeConfiguration) -> str:

@@ -14,8 +14,8 @@ from ordermerge.commands.merging import merge
 from ordermerge.commands.recipes import RANDOM_SEED
 from ordermerge.folders import scratch_directory
 from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.merge_methods.recipe_check.references import read_recipe
 from ordermerge.models import identity
-from ordermerge.yaml_json import read_yaml
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def recipe_problems(models: Iterable[str]) -> list[str]:
     recipes = [model for model in models if is_recipe(model)]
     if recipes and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return ["recipes are merged by one process; score them without torchrun, or merge them first"]
-    problems = {recipe: check_recipe(read_yaml(Path(recipe)), by_name=None) for recipe in recipes}
+    problems = {recipe: check_recipe(read_recipe(Path(recipe)), by_name=None) for recipe in recipes}
     return [f"{recipe}: {problem}" for recipe, found in problems.items() for problem in found]
 
 
@@ -87,7 +87,7 @@ def recipe_identity(recipe: Path) -> dict[str, Any]:
     Args:
         recipe: The mergekit recipe, well-formed.
     """
-    content = read_yaml(recipe)
+    content = read_recipe(recipe)
     models = MergeConfiguration.model_validate(content).referenced_models()
     parts = {str(part): identity(str(part)) for model in models for part in (model.model, model.lora) if part}
     return {"recipe": content, "models": parts}
