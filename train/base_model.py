@@ -1,12 +1,11 @@
 """The base model: loading it afresh for each order, and keeping its tokenizer and configuration in the sub-models."""
 
 import copy
-import functools
 import hashlib
 import random
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,11 @@ from transformers.utils import is_liger_kernel_available
 
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError, shortened
-from ordermerge.files import fingerprint, fingerprint_path
+from ordermerge.files import fingerprint, fingerprint_path, recall
 from ordermerge.models import WEIGHTS, model_folder
 from ordermerge.train.lora import adapter_problems, make_dense
 from ordermerge.train.sft_config import TRAINING_SEED, make_config
-from ordermerge.weights import FLOATS, Unreadable, count, stored_tensors
+from ordermerge.weights import FLOATS, Stored, Unreadable, count, stored_tensors
 
 # Of a model's folder, beside weights and configurations: the tokenizer, and the model's own code.
 _READ = ("token*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja", "*.py")
@@ -103,20 +102,13 @@ def _weights_digest(folder: Path) -> str:
     if stored is None or any(tensor.dtype not in BYTES for tensor in stored.values()):  # pickles, packed numbers
         weights = (path for pattern in WEIGHTS for path in folder.glob(pattern))
         return fingerprint({path.name: fingerprint_path(path) for path in weights})
-    files = {tensor.file: tensor.file.stat() for tensor in stored.values()}
-    return _tensors_digest(folder, tuple((path, status.st_size, status.st_mtime_ns) for path, status in files.items()))
+    files = dict.fromkeys(tensor.file for tensor in stored.values())
+    return recall(f"tensors of {folder}", files, lambda: _tensors_digest(stored))
 
 
-@functools.lru_cache(maxsize=8)
-def _tensors_digest(folder: Path, files: tuple[Any, ...]) -> str:
-    """Return it, having read the weights once.
-
-    Args:
-        folder: Holds the weights.
-        files: What tells whether they have changed.
-    """
+def _tensors_digest(stored: Mapping[str, Stored]) -> str:
     digests = {}
-    for name, tensor in (stored_tensors(folder) or {}).items():
+    for name, tensor in stored.items():
         digest, left = hashlib.sha256(), count(tensor) * BYTES[tensor.dtype or ""]
         with open(tensor.file, "rb") as file:
             file.seek(tensor.offset or 0)

@@ -1,7 +1,6 @@
 """Files that are either whole or absent, fingerprints of files, disk space, and what is said of a failing disk."""
 
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -10,8 +9,9 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,20 @@ _REMEDIES = {
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 # What `torch.save` says when it cannot write, in a RuntimeError without the system's own words.
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container\.cc|iostream error|file write failed")
+
+
+FileStates = dict[str, list[int]]  # by path: size, time of the last change in nanoseconds, inode
+
+
+class Digest(TypedDict):
+    """A digest of files, and what they were when it was made."""
+
+    files: FileStates
+    digest: str
+
+
+# The digests that are known, by name: this process's, or those that `run_directory.digests_kept` reads and writes.
+digests: ContextVar[MutableMapping[str, Digest]] = ContextVar("digests", default={})  # noqa: B039 (one for the process)
 
 
 class FileRecord(TypedDict):
@@ -181,8 +195,33 @@ def fingerprint_file(path: Path) -> str:
     Args:
         path: The file.
     """
-    status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
+    return recall(str(path), [path], lambda: _digest(path))
+
+
+def file_states(paths: Iterable[Path]) -> FileStates:
+    """Return for each file what is another when its content is.
+
+    Args:
+        paths: Files.
+    """
+    states = ((path, path.stat()) for path in paths)
+    return {str(path): [status.st_size, status.st_mtime_ns, status.st_ino] for path, status in states}
+
+
+def recall(name: str, files: Iterable[Path], read: Callable[[], str]) -> str:
+    """Return a digest of files: a base model's gigabytes are read once, however many stages ask.
+
+    Args:
+        name: Names the digest.
+        files: What it is of; where none of them has changed since it was last made, it is not made again.
+        read: Makes it.
+    """
+    known, states = digests.get(), file_states(files)
+    found = known.get(name)
+    if found is None or found["files"] != states:
+        found = {"files": states, "digest": read()}
+    known[name] = found
+    return found["digest"]
 
 
 def fingerprint_path(path: Path) -> str:
@@ -334,8 +373,6 @@ def _is_mount_point(path: Path) -> bool:
     return any(line.split(" ")[4] == escaped for line in mounts.read_text(errors="surrogateescape").splitlines())
 
 
-@functools.cache
-def _digest(path: Path, _size: int, _modified: int) -> str:
-    """Return the SHA-256 (hex) of a file; a base model's gigabytes are read once, however many stages ask."""
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

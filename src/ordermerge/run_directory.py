@@ -1,6 +1,8 @@
 """The run directory: its files' names, and their readers."""
 
+import time
 import traceback
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import control_runs
 from ordermerge.errors import UserError
-from ordermerge.files import FileRecord, file_problems, fingerprint_file
+from ordermerge.files import Digest, FileRecord, digests, file_problems, fingerprint_file, write_json
 from ordermerge.models import MERGE_MARKER, RUN_FILE, Model
 from ordermerge.yaml_json import read_json
 
@@ -29,7 +31,11 @@ ENSEMBLE = "ensemble"  # the name in tables of all sub-models at once
 TRUNK = "trunk"  # in the folder of the orders: the steps that they share
 ORDER_RECORD = "order/order.json"  # in a sub-model's folder: its record, and its marker
 PERMUTATIONS = "order/permutations.safetensors"  # in a sub-model's folder
+FINISHED = "finished.json"  # what a finished run and what it was made from looked like
+DIGESTS = "digests.json"  # of the files that models are made from
 CHECKPOINTS = "checkpoints"  # in a sub-model's folder: one folder `step-N` for each that was kept
+
+_YOUNG = 2 * 10**9  # nanoseconds
 
 
 class LossAt(TypedDict):
@@ -194,6 +200,41 @@ def failure_noted(run: Path) -> Iterator[None]:
         raise
     with suppress(OSError):
         (run / FAILURE).unlink(missing_ok=True)
+
+
+@contextmanager
+def digests_kept(run: Path, *, write: bool) -> Iterator[dict[str, Digest]]:
+    """Let a run directory keep the digests of the files that its models are made from, so that each is read once.
+
+    Args:
+        run: The run directory; processes may share it.
+        write: Whether to note what was read meanwhile, if nothing fails.
+
+    Yields:
+        The digests that are asked for in the block.
+    """
+    asked: dict[str, Digest] = {}
+    noted = _read_digests(run / DIGESTS)
+    token = digests.set(ChainMap(asked, noted))
+    try:
+        yield asked
+    finally:
+        digests.reset(token)
+        digests.get().update(asked)
+    # A file that is being written as it is read can keep its time of change, so young ones are read once more.
+    settled = time.time_ns() - _YOUNG
+    kept = {name: of for name, of in asked.items() if all(state[1] < settled for state in of["files"].values())}
+    if write and any(noted.get(name) != of for name, of in kept.items()):
+        write_json(run / DIGESTS, {**_read_digests(run / DIGESTS), **kept})
+
+
+def _read_digests(path: Path) -> dict[str, Digest]:
+    """Return what is noted; nothing where that is damaged, as it can all be had again."""
+    try:
+        found: dict[str, Digest] = read_json(path, dict[str, Digest], remedy="") if path.exists() else {}
+    except UserError:
+        return {}
+    return found
 
 
 def open_run(run: Path) -> Experiment:

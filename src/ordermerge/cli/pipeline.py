@@ -67,6 +67,11 @@ def run(
     if json_file is not None and not dry_run:
         raise click.UsageError("--json goes with --dry-run; `ordermerge report RUN --json` has the results of a run")
     with quick_imports():
+        from ordermerge.commands.finished import show_if_finished
+
+    if not dry_run and force is None and show_if_finished(experiment, runs_dir, changes):
+        return
+    with quick_imports():
         from ordermerge.commands.run import run_experiment
 
     give_json(run_experiment(experiment, runs_dir, changes=changes, force=force, dry_run=dry_run), json_file)

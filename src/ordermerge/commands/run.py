@@ -11,6 +11,7 @@ import click
 import yaml
 from mergekit.options import MergeOptions
 
+from ordermerge.commands.finished import input_states, note_finished
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
 from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_experiment, make_plan
@@ -38,6 +39,7 @@ from ordermerge.provenance import record
 from ordermerge.run_directory import (
     EXPERIMENT,
     TRUNK,
+    digests_kept,
     evaluation_folder,
     failure_noted,
     merge_folder,
@@ -81,7 +83,7 @@ def run_experiment(
     for number in range(1, rounds + 1):
         own = [*changes, *changes_of_round(experiment, runs_dir, number)]
         current = load_experiment(path, own) if number > 1 else experiment
-        plan, todo = _plan(current, path, runs_dir, own, force, dry_run)
+        plan, todo, read = _plan(current, path, runs_dir, own, force, dry_run)
         if dry_run:
             if rounds > 1:
                 click.echo(f"  then {rounds - 1} more, each trained on from the merge before, in new orders", err=True)
@@ -89,21 +91,27 @@ def run_experiment(
         if todo:
             tell_load()
             (evaluation_folder(plan.run_directory) / COMPARISON).unlink(missing_ok=True)  # of what was there before
+        inputs = input_states(current, plan.run_directory, read)
         with failure_noted(plan.run_directory), quiet():
             _carry_out(plan, path, own, force)
+        if rounds == 1:
+            note_finished(current, path, plan.run_directory, own, plan=_plan_lines(plan, []), inputs=inputs)
     return None
 
 
 def _plan(
     experiment: Experiment, path: Path, runs_dir: Path, changes: Sequence[str], force: str | None, dry_run: bool
-) -> tuple[Plan, list[Step]]:
-    """Return the plan of an experiment, or of one round of it, and what of it is to be done, both printed."""
+) -> tuple[Plan, list[Step], set[str]]:
+    """Print the plan of an experiment, or of one round of it; return it, what is to be done, and the files it read."""
     if problems := check_experiment(experiment, read_data=dry_run):
         raise UserError(problems, where=described(path, changes))
-    plan = make_plan(experiment, (runs_dir / experiment.name).resolve())
-    todo = plan.todo(force)
-    _print_plan(plan, todo)
-    return plan, todo
+    run_directory = (runs_dir / experiment.name).resolve()
+    with digests_kept(run_directory, write=not dry_run) as digests:
+        plan = make_plan(experiment, run_directory)
+        todo = plan.todo(force)
+    for line in _plan_lines(plan, todo):
+        click.echo(line, err=True)
+    return plan, todo, {file for digest in digests.values() for file in digest["files"]}
 
 
 def train_experiment(
@@ -158,37 +166,35 @@ def _carry_out(plan: Plan, path: Path, changes: Sequence[str], force: str | None
     click.echo(f"report: {report}")
 
 
-def _print_plan(plan: Plan, todo: list[Step]) -> None:
-    click.echo(f"{plan.experiment.name}: {plan.run_directory}", err=True)
+def _plan_lines(plan: Plan, todo: list[Step]) -> list[str]:
+    """Return what is said of a plan: its steps by stage, what they cost, how merges are made."""
+    experiment, lines = plan.experiment, [f"{plan.experiment.name}: {plan.run_directory}"]
     for stage in STAGES:
         names = dict.fromkeys(step.name for step in plan.steps if step.stage == stage)
         left = dict.fromkeys(step.name for step in todo if step.stage == stage)
         again = {step.name for step in todo if step.stage == stage and step.record() is not None}
         counts = {"done": len(names) - len(left), "made anew": len(again)}
         noted = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        click.echo(f"  {stage:5} {', '.join(left) or 'nothing to do'}{f' ({noted})' if noted else ''}", err=True)
-    if isinstance(shared := plan.experiment.orders.branch_at, float) and shared:
-        cost = f"{branched_price(plan.experiment.count, shared):.3g} trainings for {plan.experiment.count} orders"
-        click.echo(f"  price {cost}, which share the first {shared:.0%} of their steps", err=True)
+        lines.append(f"  {stage:5} {', '.join(left) or 'nothing to do'}{f' ({noted})' if noted else ''}")
+    if isinstance(shared := experiment.orders.branch_at, float) and shared:
+        cost = f"{branched_price(experiment.count, shared):.3g} trainings for {experiment.count} orders"
+        lines.append(f"  price {cost}, which share the first {shared:.0%} of their steps")
     for step in todo:
         if isinstance(step, TrainStep) and step.training.control == LONGER and step.record() is not None:
-            price = run_prices(plan.experiment, plan.run_directory)[step.name].runs
-            click.echo(
-                f"  {step.name} is trained anew, as it costs what all orders cost: {price:.3g} trainings", err=True
-            )
-    evaluation = plan.experiment.evaluation
-    if plan.experiment.data.messages and evaluation and not evaluation.apply_chat_template:
-        click.echo(
+            price = run_prices(experiment, plan.run_directory)[step.name].runs
+            lines.append(f"  {step.name} is trained anew, as it costs what all orders cost: {price:.3g} trainings")
+    if experiment.data.messages and experiment.evaluation and not experiment.evaluation.apply_chat_template:
+        lines.append(
             "  warning: trained on chats (`data.messages`), scored without their template; "
-            "`evaluation: {apply_chat_template: true}` asks as the chats do",
-            err=True,
+            "`evaluation: {apply_chat_template: true}` asks as the chats do"
         )
-    if note := annealing_note(plan.experiment):
-        click.echo(f"  {note}", err=True)
-    for step in todo:
-        if isinstance(step, MergeStep) and (reason := by_name_reason(step, plan.experiment.model.reference)):
-            click.echo(f"  merges are made by tensor name: {reason}", err=True)
-            return  # the models are the same in all of them
+    if note := annealing_note(experiment):
+        lines.append(f"  {note}")
+    merges = (step for step in todo if isinstance(step, MergeStep))
+    reasons = (by_name_reason(step, experiment.model.reference) for step in merges)
+    if reason := next(filter(None, reasons), None):  # the models are the same in all of them
+        lines.append(f"  merges are made by tensor name: {reason}")
+    return lines
 
 
 def _summary(plan: Plan, todo: list[Step]) -> dict[str, Any]:
@@ -204,7 +210,9 @@ def _begin_training(
     experiment: Experiment, path: Path, changes: Sequence[str], run_directory: Path, only: int | str | None
 ) -> None:
     """Refuse what training would refuse, and only then note what is trained."""
-    if unfinished(choose_orders(experiment, run_directory, only)):
+    with digests_kept(run_directory, write=True):
+        left = unfinished(choose_orders(experiment, run_directory, only))
+    if left:
         tell_load()
     _write_resolved(experiment, path, changes, run_directory)
 
