@@ -91,8 +91,11 @@ def note_finished(
         plan: The lines that say that nothing is left to do.
         inputs: `input_states`, from before it was carried out.
     """
-    key = _key(experiment, path, changes)
-    noted = Finished(key=key, plan=plan, inputs=inputs, outputs=_states_below(run_directory))
+    try:
+        outputs = _states_below(run_directory)
+    except FileNotFoundError:  # another process is at work here
+        return
+    noted = Finished(key=_key(experiment, path, changes), plan=plan, inputs=inputs, outputs=outputs)
     write_json(run_directory / FINISHED, noted)
 
 
