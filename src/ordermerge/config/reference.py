@@ -184,7 +184,8 @@ def type_in_words(whole: Mapping[str, Any], given: Mapping[str, Any]) -> str:
         return " or ".join(shown) + f" or {len(given['enum']) - _MOST} more" * (len(given["enum"]) > _MOST)
     if "anyOf" in given:
         parts = [type_in_words(whole, one) for one in given["anyOf"] if one.get("type") != "null"]
-        return " or ".join(dict.fromkeys(parts))
+        # Sorted: typing remembers a union as it was first written, in whichever library was imported before.
+        return " or ".join(sorted(set(parts)))
     if given.get("type") == "array":
         return f"list of {type_in_words(whole, given.get('items', {}))}"
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
