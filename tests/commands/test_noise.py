@@ -34,13 +34,16 @@ def values(seed: int, runs: int = 3, documents: int = 50) -> np.ndarray:
     return (random.random((documents, runs)) < chances).astype(float)
 
 
-def make_run(save: Save, folder: Path, orders: np.ndarray, merges: dict[str, list[float]]) -> Path:
+def make_run(
+    save: Save, folder: Path, orders: np.ndarray, merges: dict[str, list[float]], rates: tuple[float, ...] = ()
+) -> Path:
     content = {
         "name": folder.name,
         "model": {"path": "org/base"},
         "data": {"train": "org/data", "prompt": "{q}", "completion": "{a}"},
-        "orders": {"count": orders.shape[1]},
+        "orders": {"count": orders.shape[1] // (len(rates) or 1)},
         "merges": {name: {"merge_method": "linear", "parameters": {"weight": 1}} for name in merges},
+        "vary": {"learning_rate": list(rates)} if rates else {},
     }
     folder.mkdir()
     (folder / "experiment.yml").write_text(yaml.safe_dump(content))
@@ -52,6 +55,18 @@ def make_run(save: Save, folder: Path, orders: np.ndarray, merges: dict[str, lis
             file.rename(place / file.name)
         (place / "org__model").rmdir()
     return folder
+
+
+def test_each_value_of_a_varied_field_is_a_family(save: Save, tmp_path: Path) -> None:
+    table = values(1, runs=4)
+    run = make_run(save, tmp_path / "run", table, {"mean": [1.0] * 50}, rates=(0.001, 0.0005))
+    report = found(run)
+    (noise,) = report["noise"]
+    assert noise["families"] == {
+        f"{run} learning_rate=0.001": [f"{run}/order_0", f"{run}/order_1"],
+        f"{run} learning_rate=0.0005": [f"{run}/order_2", f"{run}/order_3"],
+    }
+    assert report["gains"] == []
 
 
 def test_a_run_gives_the_components_of_its_orders(save: Save, tmp_path: Path) -> None:
