@@ -54,7 +54,7 @@ def write_inputs(work: Path, samples: int, hidden: int, layers: int) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(work / "base")
     tokenizer.save_pretrained(work / "base")
     draw = random.Random(0)
-    lengths = [round(12 * 10 ** draw.random()) for _ in range(samples)]
+    lengths = [round(6 * 10 ** draw.random()) for _ in range(samples)]  # each digit and each space is a token
     records = [{"question": "q", "answer": " ".join(draw.choices("0123456789", k=length))} for length in lengths]
     (work / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for kind, (orders, sft) in _KINDS.items():
