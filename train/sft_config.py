@@ -103,7 +103,8 @@ PREPARATION = (
     "trust_remote_code",
     "packing",
 )
-_AT_LEAST_ONE = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+# Far above any training's; every epoch of every order is a permutation, made before training begins.
+_MOST = {"num_train_epochs": 10_000, "per_device_train_batch_size": 1_000_000, "gradient_accumulation_steps": 1_000_000}
 FIELDS = Fields("sft", SFTConfig, "TRL", OWNED, REFUSED)
 
 
@@ -162,11 +163,13 @@ def absent_loggers(report_to: str | list[str] | None) -> list[str]:
 def _check_values(experiment: Experiment, values: Mapping[str, Any]) -> list[str]:
     """Return the problems of single values and of pairs that SFTConfig itself would not see."""
     sft, problems = experiment.sft, []
-    for name in _AT_LEAST_ONE:
+    for name in _MOST:
         if name in values and values[name] < 1:
             problems.append(f"`sft.{name}` must be at least 1; got {sft[name]!r}")
         elif name in values and values[name] != int(values[name]):
             problems.append(f"`sft.{name}` must be a whole number, as an order is made of epochs; got {sft[name]!r}")
+        elif name in values and values[name] > _MOST[name]:
+            problems.append(f"`sft.{name}` must be at most {_MOST[name]:,}; got {sft[name]!r}")
     for key in set(values.get("model_init_kwargs") or {}) & set(_MODEL_KEYS):
         problems.append(f"`sft.model_init_kwargs.{key}` cannot be set: the `model` section says it; remove it")
     if values.get("fp16") and experiment.model.dtype == "float16":

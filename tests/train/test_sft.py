@@ -315,6 +315,7 @@ def test_a_refused_field_may_say_what_holds_anyway(write_experiment: Write):
         ),
         ({"xyzzy": 1}, r"no such field; see TRL's documentation of SFTConfig"),
         ({"num_train_epochs": 1.5}, r"`sft.num_train_epochs` must be a whole number, .*; got 1.5"),
+        ({"num_train_epochs": 10**9}, r"`sft.num_train_epochs` must be at most 10,000; got 1000000000"),
         ({"num_train_epochs": 0}, r"`sft.num_train_epochs` must be at least 1; got 0"),
         ({"per_device_train_batch_size": 0}, r"`sft.per_device_train_batch_size` must be at least 1; got 0"),
         ({"learning_rate": "fast"}, r"`sft.learning_rate`: input should be a valid number.*; got 'fast'"),
