@@ -54,17 +54,30 @@ class Contrast:
     documents: int
 
 
-def read_documents(results: Path) -> dict[str, np.ndarray]:
-    """Return each model's scores: uint8 of shape [families, documents], by `experiment/model`."""
+Scores = dict[str, dict[int, np.ndarray]]  # by `experiment/model` and family: uint8 of shape [documents]
+
+
+def read_documents(results: Path) -> Scores:
+    """Return each model's scores of the documents, by family."""
     with open(results / "scores.csv", encoding="utf-8", newline="") as file:
         counts = {int(row["documents"]) for row in csv.DictReader(file)}
     (count,) = counts
-    found: dict[str, dict[int, np.ndarray]] = {}
+    found: Scores = {}
     with np.load(results / "documents.npz") as arrays:
         for key, packed in arrays.items():
             experiment, family, model = key.split("/", 2)
             found.setdefault(f"{experiment}/{model}", {})[int(family)] = np.unpackbits(packed, count=count)
-    return {name: np.stack([families[k] for k in sorted(families)]) for name, families in found.items()}
+    return found
+
+
+def mean_scores(scores: Scores, models: list[str], families: list[int]) -> np.ndarray:
+    """Return the mean of models' scores, shape [families, documents]."""
+    return np.mean([[scores[model][family] for family in families] for model in models], axis=0)
+
+
+def common_families(scores: Scores, models: list[str]) -> list[int]:
+    """Return the families in which all models were scored."""
+    return sorted(set.intersection(*(set(scores[model]) for model in models)))
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -95,35 +108,35 @@ def answer(name: str, first: np.ndarray, second: np.ndarray) -> Contrast:
     return Contrast(name, difference, difference - half, difference + half, p_value, detectable, families, documents)
 
 
-def answers(questions: list[dict], scores: dict[str, np.ndarray]) -> list[Contrast]:
-    """Answer a study's questions, their p-values corrected for their number."""
-
-    def mean(models: list[str]) -> np.ndarray:
-        return np.mean([scores[model] for model in models], axis=0)
-
-    found = [answer(one["name"], mean(one["of"]), mean(one["against"])) for one in questions]
+def answers(questions: list[dict], scores: Scores) -> list[Contrast]:
+    """Answer a study's questions, each on the families that have its models; p-values corrected for their number."""
+    found = []
+    for one in questions:
+        families = common_families(scores, [*one["of"], *one["against"]])
+        first, second = (mean_scores(scores, one[side], families) for side in ("of", "against"))
+        found.append(answer(one["name"], first, second))
     corrected = holm([one.p_value for one in found])
     return [Contrast(**(asdict(one) | {"p_value": p})) for one, p in zip(found, corrected, strict=True)]
 
 
-def price_rows(results: Path, scores: dict[str, np.ndarray], names: dict[str, list[str]]) -> list[tuple]:
-    """Return label, price, mean score and the half-width of its interval over families, for each group of models."""
+def price_rows(results: Path, scores: Scores, names: dict[str, list[str]]) -> list[tuple]:
+    """Return for each group label, price, mean score, half-width of its interval over families, and their number."""
     with open(results / "scores.csv", encoding="utf-8", newline="") as file:
         prices = {f"{row['experiment']}/{row['model']}": float(row["price"]) for row in csv.DictReader(file)}
     rows = []
     for label, models in names.items():
-        by_family = np.mean([scores[model] for model in models], axis=0).mean(axis=1)
+        by_family = mean_scores(scores, models, common_families(scores, models)).mean(axis=1)
         half = t(len(by_family) - 1).ppf((1 + LEVEL) / 2) * by_family.std(ddof=1) / np.sqrt(len(by_family))
-        rows.append((label, prices[models[0]], float(by_family.mean()), float(half)))
+        rows.append((label, prices[models[0]], float(by_family.mean()), float(half), len(by_family)))
     return sorted(rows, key=lambda row: (row[1], row[2]))
 
 
 def paint(figure: Figure, rows: list[tuple], title: str) -> None:
     """Draw score against price, a number for each group of models and the key beside."""
     axes, key = figure.subplots(1, 2, width_ratios=(3, 2))
-    for number, (label, price, score, half) in enumerate(rows, start=1):
+    for number, (label, price, score, *_) in enumerate(rows, start=1):
         colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar(price, score, yerr=half, fmt="o", color=colour, capsize=2)
+        axes.plot(price, score, "o", color=colour)
         axes.annotate(str(number), (price, score), xytext=(5, 3), textcoords="offset points", color=colour)
         key.text(0, 1 - number / (len(rows) + 1), f"{number}  {label}", fontsize=8, va="center", color=colour)
     axes.set(xscale="log", xlabel="price, in trainings of one order", ylabel="score", title=title)
@@ -143,16 +156,20 @@ def main() -> None:
     scores = read_documents(results)
     found = answers(asked["questions"], scores)
     rows = price_rows(results, scores, asked["prices"])
-    lines = ["| what | price | score |", "|---|--:|--:|"]
-    lines += [f"| {label} | {price:.3g} | {score:.3f} ± {half:.3f} |" for label, price, score, half in rows]
-    lines += ["", "| question | difference | 95 % interval | p (Holm) | detectable |", "|---|--:|--:|--:|--:|"]
+    lines = ["| what | price | score | families |", "|---|--:|--:|--:|"]
+    lines += [f"| {label} | {price:.3g} | {score:.3f} | {families} |" for label, price, score, _, families in rows]
+    lines += [
+        "",
+        "| question | difference | 95 % interval | p (Holm) | detectable | families |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for one in found:
-        interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        lines.append(f"| {one.name} | {one.difference:+.4f} | {interval} | {one.p_value:.4f} | {one.detectable:.4f} |")
+        numbers = [f"{one.difference:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p_value:.3f}"]
+        lines.append(f"| {' | '.join([one.name, *numbers, f'{one.detectable:.4f}', str(one.families)])} |")
     (results / "answers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = json.dumps([asdict(one) for one in found], indent=1) + "\n"
     (results / "answers.json").write_text(text, encoding="utf-8")
-    columns = ("what", "price", "score", "half_width_over_families")
+    columns = ("what", "price", "score", "half_width_over_families", "families")
     save_figure(results / "price", (9, 4.5), lambda figure: paint(figure, rows, asked["title"]), columns, rows)
     print("\n".join(lines))
 

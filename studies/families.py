@@ -61,7 +61,7 @@ def main() -> None:
             run = run_family(experiment, family, arguments.runs_dir)
             prices = run_prices(open_run(run), run)
             for model, scores in document_scores(run).items():
-                price = f"{prices[model]:.4g}"
+                price = f"{prices[model].runs:.4g}"
                 rows.append((experiment.stem, family, model, price, len(scores), f"{scores.mean():.6f}"))
                 documents[f"{experiment.stem}/{family}/{model}"] = np.packbits(scores)
     results = arguments.study / "results"

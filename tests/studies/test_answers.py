@@ -37,13 +37,15 @@ def test_interval_covers_the_truth() -> None:
 
 
 def test_answer_is_students_over_families_and_p_is_corrected_for_their_number() -> None:
-    scores = {"a/x": np.array([[1, 1, 0, 1], [1, 0, 1, 1]]), "a/y": np.array([[0, 1, 0, 1], [0, 0, 1, 0]])}
+    rows = {"a/x": [[1, 1, 0, 1], [1, 0, 1, 1]], "a/y": [[0, 1, 0, 1], [0, 0, 1, 0]]}
+    scores = {name: dict(enumerate(map(np.array, values))) for name, values in rows.items()}
+    scores["a/x"][7] = np.zeros(4)  # a family that the other lacks
     asked = [
         {"name": "x less y", "of": ["a/x"], "against": ["a/y"]},
         {"name": "y less x", "of": ["a/y"], "against": ["a/x"]},
     ]
     first, second = answers.answers(asked, scores)
-    difference = scores["a/x"] - scores["a/y"]
+    difference = np.array(rows["a/x"]) - np.array(rows["a/y"])
     error = answers.standard_error(difference)
     assert first.difference == difference.mean() == -second.difference
     assert first.high - first.difference == pytest.approx(t(1).ppf(0.975) * error)
