@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 from scipy.stats import norm, t
 
-from ordermerge.eval.figures import COLOURS, save_figure
+from ordermerge.eval.run_figures import Kind, PricedScore, PricePanel, price_figure
+from ordermerge.eval.scoring.table import NO_FILTER
 from ordermerge.eval.statistics import LEVEL, POWER, holm
 
 
@@ -54,6 +54,7 @@ class Contrast:
     documents: int
 
 
+FEWEST = 5  # families whose interval is drawn: of fewer it fills the figure
 Scores = dict[str, dict[int, np.ndarray]]  # by `experiment/model` and family: uint8 of shape [documents]
 
 
@@ -109,10 +110,12 @@ def answer(name: str, first: np.ndarray, second: np.ndarray) -> Contrast:
 
 
 def answers(questions: list[dict], scores: Scores) -> list[Contrast]:
-    """Answer a study's questions, each on the families that have its models; p-values corrected for their number."""
+    """Answer the questions that two families or more can answer; p-values corrected for their number."""
     found = []
     for one in questions:
         families = common_families(scores, [*one["of"], *one["against"]])
+        if len(families) < 2:  # nothing can be said over families
+            continue
         first, second = (mean_scores(scores, one[side], families) for side in ("of", "against"))
         found.append(answer(one["name"], first, second))
     corrected = holm([one.p_value for one in found])
@@ -126,25 +129,21 @@ def price_rows(results: Path, scores: Scores, names: dict[str, list[str]]) -> li
     rows = []
     for label, models in names.items():
         by_family = mean_scores(scores, models, common_families(scores, models)).mean(axis=1)
-        half = t(len(by_family) - 1).ppf((1 + LEVEL) / 2) * by_family.std(ddof=1) / np.sqrt(len(by_family))
+        half = float("nan")
+        if len(by_family) > 1:
+            half = t(len(by_family) - 1).ppf((1 + LEVEL) / 2) * by_family.std(ddof=1) / np.sqrt(len(by_family))
         rows.append((label, prices[models[0]], float(by_family.mean()), float(half), len(by_family)))
     return sorted(rows, key=lambda row: (row[1], row[2]))
 
 
-def paint(figure: Figure, rows: list[tuple], title: str) -> None:
-    """Draw score against price, a number for each group of models and the key beside."""
-    axes, key = figure.subplots(1, 2, width_ratios=(3, 2))
-    for number, (label, price, score, *_) in enumerate(rows, start=1):
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(price, score, "o", color=colour)
-        axes.annotate(str(number), (price, score), xytext=(5, 3), textcoords="offset points", color=colour)
-        key.text(0, 1 - number / (len(rows) + 1), f"{number}  {label}", fontsize=8, va="center", color=colour)
-    axes.set(xscale="log", xlabel="price, in trainings of one order", ylabel="score", title=title)
-    ticks = sorted({round(row[1], 2) for row in rows})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
-    axes.set_xticks([], minor=True)
-    key.axis("off")
-    figure.tight_layout()
+def panel_of(rows: list[tuple], title: str) -> PricePanel:
+    """Return the panel of score by price; in it a longer run is a control, several models are merges."""
+    scores = []
+    for label, price, score, half, families in rows:
+        kind: Kind = "base model" if not price else "controls" if "one run" in label else "merges"
+        interval = (score - half, score + half) if families >= FEWEST else None
+        scores.append(PricedScore(label, kind, price, score, interval))
+    return PricePanel(title, "score", NO_FILTER, True, scores)
 
 
 def main() -> None:
@@ -169,8 +168,7 @@ def main() -> None:
     (results / "answers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = json.dumps([asdict(one) for one in found], indent=1) + "\n"
     (results / "answers.json").write_text(text, encoding="utf-8")
-    columns = ("what", "price", "score", "half_width_over_families", "families")
-    save_figure(results / "price", (9, 4.5), lambda figure: paint(figure, rows, asked["title"]), columns, rows)
+    price_figure([panel_of(rows, asked["title"])], results / "price")
     print("\n".join(lines))
 
 
