@@ -142,6 +142,7 @@ class OrderTrainer(SFTTrainer):
             self.truncated_ids = frozenset(sample for sample, length in ids if length > args.max_length)
         dataset = super()._prepare_dataset(dataset, processing_class, args, *rest)
         if packing and dataset_name == "train" and len(dataset):
+            assert args.max_length is not None  # `check_sft` asks for it with packing
             dataset, self.packs = pack_samples(dataset, args.max_length)
         return dataset
 
