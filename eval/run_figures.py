@@ -127,7 +127,7 @@ def _paint_prices(axes: Axes, panel: PricePanel, height: float) -> None:
             axes.plot(x, y, **look, linestyle="", label=kind, clip_on=False)
     axes.set_ylim(low, high)
     prices = sorted({one.price for one in scores})
-    ticks = _apart(prices, 0.05 * prices[-1])
+    ticks = _apart(prices, 0.08 * prices[-1])
     axes.set_xticks(ticks, [f"{price:.3g}" for price in ticks])
     axes.margins(x=0.06)
     axes.set_xlabel("price (trainings of one order)")
@@ -174,7 +174,9 @@ def _write_names(axes: Axes, points: Mapping[str, tuple[PricedScore, tuple[float
             textcoords="axes fraction",
             va="center",
             fontsize=8.5,
-            arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.5, "shrinkB": 3},
+            # From the middle of the label's left end, where the line crosses no text.
+            arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.5, "shrinkA": 2, "shrinkB": 3}
+            | {"relpos": (0, 0.5)},
             annotation_clip=False,
         )
 

@@ -39,6 +39,14 @@ def test_readme_scores_are_those_of_the_committed_results() -> None:
     assert priced_rows(README) == rows
 
 
+def test_prices_in_the_docs_are_those_of_the_committed_study() -> None:
+    prices, questions = (ROOT / "studies" / "price" / "results" / "answers.md").read_text().strip().split("\n\n")
+    evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert prices in README
+    assert prices in evidence
+    assert questions in evidence
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
