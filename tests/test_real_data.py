@@ -85,7 +85,7 @@ def test_fine_tuning_lowers_real_held_out_loss_and_so_does_the_merge(tmp_path: P
     options = ["--tasks", "roleplay", "--include-path", tmp_path / "tasks", "--out", out, "--batch-size", "16"]
     run("eval", *models.values(), merged, *options)
     loss = {row.model: row.value for row in load_rows(out) if row.metric == "bits_per_byte"}
-    assert loss.keys() == {base.name, "0", "1", "merged"}
+    assert loss.keys() == {base.name, "roleplay-orders-0", "roleplay-orders-1", "merged"}
     assert all(math.isfinite(value) for value in loss.values())
     before = loss.pop(base.name)
     assert all(value < before for value in loss.values()), (before, loss)

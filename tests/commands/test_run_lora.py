@@ -127,7 +127,7 @@ def test_adapters_are_scored_by_eval(experiment: Path) -> None:
     out, tasks = experiment.parent / "scores", ["--tasks", "sums", "--include-path", str(experiment.parent / "tasks")]
     done = CliRunner().invoke(main, ["eval", *adapters, *tasks, "--out", str(out), "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert sorted(path.name for path in out.iterdir()) == ["0", "1"]
+    assert sorted(path.name for path in out.iterdir()) == ["tiny-orders-0", "tiny-orders-1"]
     (Path(adapters[0]) / "adapter_model.safetensors").unlink()
     done = CliRunner().invoke(main, ["eval", adapters[0], *tasks, "--out", str(out / "again")])
     assert done.exit_code == 1

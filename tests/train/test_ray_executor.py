@@ -246,12 +246,13 @@ def test_a_cluster_trains_orders_at_once_to_the_bits_of_a_local_run_though_a_wor
     experiment = write_experiment()
     arguments = ["train", str(tmp_path / "experiment.yml"), "--runs-dir", str(tmp_path / "runs"), "--executor", "ray"]
     command = [sys.executable, "-m", "ordermerge", *arguments]
-    lines = []
+    lines, killed = [], False
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             lines.append(line.strip())
-            if (started := re.match(r"order_1: started on .* \(process (\d+)\)", line)) and len(lines) < 4:
+            if (started := re.match(r"order_1: started on .* \(process (\d+)\)", line)) and not killed:
                 os.kill(int(started.group(1)), signal.SIGKILL)
+                killed = True
     assert process.returncode == 0, lines
     events = [line for line in lines if re.match(r"order_\d: (started|finished)", line)]
     kinds = [event.split(" on ")[0] for event in events]
