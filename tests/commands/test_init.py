@@ -53,6 +53,7 @@ def test_own_model_is_named_and_none_written(tmp_path: Path) -> None:
     made = invoke("init", str(tmp_path), "--model", "HuggingFaceTB/SmolLM2-135M")
     assert made.exit_code == 0, made.output
     assert "path: HuggingFaceTB/SmolLM2-135M" in (tmp_path / "experiment.yml").read_text()
+    assert "tiny random model" not in (tmp_path / "experiment.yml").read_text()
     assert not (tmp_path / "base").exists()
 
 

@@ -23,6 +23,12 @@ _HEAD = """\
 # Paths start at this file. All keys: docs/reference.md of ordermerge; for an editor: `ordermerge check --schema`.
 
 """
+# Said where no model is named: what the numbers of such a run do not mean.
+_RANDOM = """\
+# `base` is a tiny random model, there to try the commands offline. It learns the task from nothing: the sub-models end
+# far from it and from each other, and their merges score below them. Name a model that knows something: `--model`.
+
+"""
 _RECIPE = """\
 # A mergekit recipe{of}. From this folder:
 #
@@ -114,7 +120,7 @@ def _write(work: Path, name: str, kind: str, models: Sequence[str]) -> None:
     else:
         subs = [f"./runs/{name}/orders/{k}" for k in range(SUB_MODELS)]
         text = commented_experiment(_values(name, kind, models[0] if models else None))
-        (work / "experiment.yml").write_text(_HEAD + text, encoding="utf-8")
+        (work / "experiment.yml").write_text(_HEAD + _RANDOM * (not models) + text, encoding="utf-8")
     base = models[0] if models else "./base"
     if kind == "lora":
         subs = [f"{base}+{sub}" for sub in subs]
