@@ -11,6 +11,7 @@ import argparse
 import csv
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ from ordermerge.eval.comparison.folders import find_scores, read_models
 from ordermerge.run_directory import open_run
 
 COLUMNS = ("experiment", "family", "model", "price", "documents", "score")
+
+
+def experiments(study: Path, only: Sequence[str] | None = None) -> list[Path]:
+    """Return a study's experiment files, or those of some names; the questions asked of them are none."""
+    found = sorted(path for path in study.glob("*.yml") if path.name != "questions.yml")
+    return [path for path in found if path.stem in (only or [path.stem])]
 
 
 def run_family(experiment: Path, family: int, runs_dir: Path) -> Path:
@@ -53,7 +60,7 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/studies"))
     parser.add_argument("--only", action="append", help="an experiment's name, without .yml; all, if not given")
     arguments = parser.parse_args()
-    found = sorted(path for path in arguments.study.glob("*.yml") if path.stem in (arguments.only or [path.stem]))
+    found = experiments(arguments.study, arguments.only)
     rows: list[tuple[object, ...]] = []
     documents: dict[str, np.ndarray] = {}
     for family in range(arguments.families):

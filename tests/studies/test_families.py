@@ -1,0 +1,27 @@
+"""The experiments of a study are those that `ordermerge run` takes."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from ordermerge.config.load import load_experiment
+
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+SPEC = importlib.util.spec_from_file_location("families", STUDIES / "families.py")
+assert SPEC
+assert SPEC.loader
+families = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(families)
+
+
+@pytest.mark.parametrize("study", ["price", "resampling", "banking77"])
+def test_each_is_an_experiment(study: str) -> None:
+    found = families.experiments(STUDIES / study)
+    assert len(found) >= 2
+    for path in found:
+        assert load_experiment(path).name == f"{study}_{path.stem}"
+
+
+def test_one_can_be_chosen() -> None:
+    assert [path.name for path in families.experiments(STUDIES / "price", ["annealed"])] == ["annealed.yml"]
