@@ -20,9 +20,8 @@ from typing import Any
 from unittest import mock
 
 import click
-import torch
-import transformers
 import yaml
+from synthetic import write_base
 from watched import machine
 
 from ordermerge.config.load import load_experiment
@@ -30,7 +29,6 @@ from ordermerge.console import quiet
 from ordermerge.train.sft import train_orders
 from ordermerge.train.trainer import OrderTrainer
 
-TOKENIZER = Path(__file__).parents[1] / "recipes" / "quickstart" / "base"
 _SFT = {"num_train_epochs": 1, "learning_rate": 1e-4, "bf16": False, "use_cpu": True, "max_length": 128}
 _KINDS = {
     "samples": ({}, {"per_device_train_batch_size": 8}),
@@ -40,19 +38,7 @@ _KINDS = {
 
 def write_inputs(work: Path, samples: int, hidden: int, layers: int) -> None:
     """Write a base model, data and, for each kind, an experiment over them."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(work / "base")
-    tokenizer.save_pretrained(work / "base")
+    write_base(work / "base", hidden, layers)
     draw = random.Random(0)
     lengths = [round(6 * 10 ** draw.random()) for _ in range(samples)]  # each digit and each space is a token
     records = [{"question": "q", "answer": " ".join(draw.choices("0123456789", k=length))} for length in lengths]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+TOKENIZER = Path(__file__).parents[1] / "recipes" / "quickstart" / "base"
 MATRIX = (2048, 5632)
 MATRICES = ((1024, 1024), (1024, 2816), MATRIX, (4096, 11008))  # as in models of 0.3 (two of them), 1 and 7 billion
 _SCALE = 0.02
@@ -121,3 +122,28 @@ def _write_config(folder: Path, shape: LlamaShape, dtype: torch.dtype) -> None:
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
     (folder / "config.json").write_text(json.dumps(config | asdict(shape), indent=2), encoding="utf-8")
+
+
+def write_base(folder: Path, hidden: int, layers: int) -> None:
+    """Write a Llama of random weights to be trained, with the quickstart's tokenizer.
+
+    Args:
+        folder: The folder to make.
+        hidden: Its hidden size, a multiple of 64.
+        layers: Its layers.
+    """
+    import transformers  # takes seconds, and most benchmarks need no model
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -23,6 +23,7 @@ import torch
 import transformers
 import yaml
 from merge_throughput import in_turn
+from synthetic import write_base
 from trl import SFTConfig, SFTTrainer
 from watched import machine
 
@@ -32,26 +33,13 @@ from ordermerge.console import quiet
 from ordermerge.train.samples import SAMPLE_ID, load_samples
 from ordermerge.train.sft import train_orders
 
-TOKENIZER = Path(__file__).parents[1] / "recipes" / "quickstart" / "base"
 _SFT = {"per_device_train_batch_size": 8, "learning_rate": 1e-4, "bf16": False, "use_cpu": True, "logging_steps": 10}
 _TARGET = 1.03
 
 
 def write_experiment(work: Path, samples: int, epochs: int, hidden: int, layers: int) -> Experiment:
     """Write a base model, data and an experiment over them."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(TOKENIZER)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(work / "base")
-    tokenizer.save_pretrained(work / "base")
+    write_base(work / "base", hidden, layers)
     records = [{"question": f"{1000 + i} " * 12, "answer": f"{5000 + i} " * 12} for i in range(samples)]
     (work / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     content = {
