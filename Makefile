@@ -1,5 +1,6 @@
-# `make quickstart` and `make test` each do all set-up themselves: a virtual environment in .make-venv, with the package
-# built as a wheel from a clean copy of this folder (building in place would leave stale modules for later wheels).
+# `make quickstart`, `make test` and `make docs` each do all set-up themselves: a virtual environment in .make-venv, with
+# the package built as a wheel from a clean copy of this folder (building in place would leave stale modules for later
+# wheels).
 # A contributor's own environment, with an editable install, is .venv: the two never share one.
 PYTHON ?= python3
 VENV := .make-venv
@@ -7,7 +8,7 @@ BIN := $(abspath $(VENV))/bin
 COMMITTED := recipes/quickstart/results
 SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 
-.PHONY: quickstart methods test results lint format clean
+.PHONY: quickstart methods test docs results lint format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ordermerge run recipes/quickstart/experiment.yml
@@ -22,6 +23,10 @@ methods: $(VENV)/.installed
 # Two workers of one thread each: threads that share cores wait for each other.
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The documentation as a site, in site/; a link that leads nowhere is an error.
+docs: $(VENV)/.environment
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # The committed results: what README.md and docs/ quote. The study takes hours; what is finished of it is kept.
 results: quickstart
@@ -50,11 +55,11 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
 
 $(VENV)/.installed: $(VENV)/.environment $(shell find $(SOURCES) -type f -not -name '*.pyc')
 	rm -rf $(VENV)/source && mkdir $(VENV)/source && cp -R $(SOURCES) $(VENV)/source
-	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/source/dist $(VENV)/source
+	$(BIN)/python -m build --wheel --outdir $(VENV)/source/dist $(VENV)/source
 	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/source/dist/*.whl
 	touch $@
 
@@ -62,6 +67,6 @@ $(VENV)/.installed: $(VENV)/.environment $(shell find $(SOURCES) -type f -not -n
 $(VENV)/.environment: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ordermerge needs Python 3.11 or newer; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python scripts/requirements.py pyproject.toml dev > $(VENV)/requirements.txt
+	$(BIN)/python scripts/requirements.py pyproject.toml dev docs > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	touch $@

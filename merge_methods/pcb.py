@@ -31,7 +31,7 @@ _SMALLEST_SUM = 1e-12
 class Limits(NamedTuple):
     """What ranks over a tensor or the whole model say of one sub-model.
 
-    Args:
+    Attributes:
         floor: The size that smaller values are taken for.
         ceiling: The size that larger values are taken for.
         threshold: The balance up to which a value has no weight.

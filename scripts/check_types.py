@@ -12,14 +12,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def link_package(folder: Path) -> None:
+    """Make a package of links in a folder, which looks as the installed one does."""
+    package = folder / "ordermerge"
+    package.mkdir()
+    wings = [ROOT / name for name in ("merge_methods", "train", "eval")]
+    for path in [*(ROOT / "src" / "ordermerge").iterdir(), *wings]:
+        (package / path.name).symlink_to(path)
+
+
 def main() -> int:
     """Check the types, and return mypy's exit status."""
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "ordermerge"
-        package.mkdir()
-        wings = [ROOT / name for name in ("merge_methods", "train", "eval")]
-        for path in [*(ROOT / "src" / "ordermerge").iterdir(), *wings]:
-            (package / path.name).symlink_to(path)
+        link_package(Path(folder))
         command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "ordermerge"]
         cache = ["--cache-dir", str(ROOT / ".mypy_cache")]
         return subprocess.run([*command, *cache], cwd=folder, check=False).returncode
