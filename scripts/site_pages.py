@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("docs", "recipes", "studies", "benchmarks", "eval/task_pack")
 # Module docstrings and public functions, a page for each folder.
 PACKAGES = ("merge_methods", "train", "eval", "eval/comparison", "eval/imbalance", "eval/inspect", "eval/scoring")
-SOURCE = tempfile.TemporaryDirectory(prefix="ordermerge-site-")  # the package, in a form that the docstrings are read from
+SOURCE = tempfile.TemporaryDirectory(prefix="ordermerge-site-")  # holds the package while docstrings are read
 LINK = re.compile(r"\]\(([^)#\s:]+)")
 
 
@@ -32,9 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Replace the files of docs/ by all pages, under their paths in the repository, and the files that they link to."""
     pages = {*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.md"))}
     linked = {
-        (page.parent / target).resolve()
-        for page in pages
-        for target in LINK.findall(page.read_text(encoding="utf-8"))
+        (page.parent / target).resolve() for page in pages for target in LINK.findall(page.read_text(encoding="utf-8"))
     }
     for file in [file for file in files if file.src_dir == config.docs_dir]:
         files.remove(file)
