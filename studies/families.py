@@ -2,7 +2,8 @@
 
     python studies/families.py studies/price --families 5 [--runs-dir runs/studies] [--only annealed]
 
-A family is one value of `orders.seed`. What is finished is kept, so an interrupted study goes on. Afterwards
+A family is one value of `orders.seed`. What is finished is kept, so an interrupted study goes on; `--families 0` runs
+nothing. Afterwards, of all experiments and families in the runs directory whose report is written,
 `results/scores.csv` has each model's score and price, and `results/documents.npz` each model's score of each document
 (0 or 1, eight to a byte), from which `studies/answers.py` makes tables and figures. Weights stay in the runs directory.
 """
@@ -19,9 +20,10 @@ import numpy as np
 from ordermerge.commands.prices import run_prices
 from ordermerge.eval.comparison.documents import common_scores, pair
 from ordermerge.eval.comparison.folders import find_scores, read_models
-from ordermerge.run_directory import open_run
+from ordermerge.run_directory import REPORT, open_run
 
 COLUMNS = ("experiment", "family", "model", "price", "documents", "score")
+MOST_FAMILIES = 100
 
 
 def experiments(study: Path, only: Sequence[str] | None = None) -> list[Path]:
@@ -30,13 +32,23 @@ def experiments(study: Path, only: Sequence[str] | None = None) -> list[Path]:
     return [path for path in found if path.stem in (only or [path.stem])]
 
 
-def run_family(experiment: Path, family: int, runs_dir: Path) -> Path:
-    """Run one experiment with the orders of one family, and return its run directory."""
-    name = f"{experiment.parent.name}_{experiment.stem}_{family}"
+def run_name(experiment: Path, family: int) -> str:
+    """Return the name of one experiment's run with the orders of one family."""
+    return f"{experiment.parent.name}_{experiment.stem}_{family}"
+
+
+def run_family(experiment: Path, family: int, runs_dir: Path) -> None:
+    """Run one experiment with the orders of one family."""
+    name = run_name(experiment, family)
     changes = ["--set", f"name={name}", "--set", f"orders.seed={family}"]
     command = [sys.executable, "-m", "ordermerge", "run", str(experiment), "--runs-dir", str(runs_dir), *changes]
     subprocess.run(command, check=True)
-    return runs_dir / name
+
+
+def finished(experiment: Path, runs_dir: Path) -> list[tuple[int, Path]]:
+    """Return the families of an experiment whose report is written, each with its run directory."""
+    runs = [(family, runs_dir / run_name(experiment, family)) for family in range(MOST_FAMILIES)]
+    return [(family, run) for family, run in runs if (run / REPORT).exists()]
 
 
 def document_scores(run: Path) -> dict[str, np.ndarray]:
@@ -60,12 +72,13 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/studies"))
     parser.add_argument("--only", action="append", help="an experiment's name, without .yml; all, if not given")
     arguments = parser.parse_args()
-    found = experiments(arguments.study, arguments.only)
+    for family in range(arguments.families):
+        for experiment in experiments(arguments.study, arguments.only):
+            run_family(experiment, family, arguments.runs_dir)
     rows: list[tuple[object, ...]] = []
     documents: dict[str, np.ndarray] = {}
-    for family in range(arguments.families):
-        for experiment in found:
-            run = run_family(experiment, family, arguments.runs_dir)
+    for experiment in experiments(arguments.study):
+        for family, run in finished(experiment, arguments.runs_dir):
             prices = run_prices(open_run(run), run)
             for model, scores in document_scores(run).items():
                 price = f"{prices[model].runs:.4g}"
