@@ -4,8 +4,9 @@
 
 A family is one value of `orders.seed`. What is finished is kept, so an interrupted study goes on; `--families 0` runs
 nothing. Afterwards, of all experiments and families in the runs directory whose report is written,
-`results/scores.csv` has each model's score and price, and `results/documents.npz` each model's score of each document
-(0 or 1, eight to a byte), from which `studies/answers.py` makes tables and figures. Weights stay in the runs directory.
+`results/scores.csv` has each model's score and price (`best_single`: the sub-model of the lowest validation loss), and
+`results/documents.npz` each model's score of each document (0 or 1, eight to a byte), from which `studies/answers.py`
+makes tables and figures. Weights stay in the runs directory.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import numpy as np
 from ordermerge.commands.prices import run_prices
 from ordermerge.eval.comparison.documents import common_scores, pair
 from ordermerge.eval.comparison.folders import find_scores, read_models
-from ordermerge.run_directory import REPORT, open_run
+from ordermerge.run_directory import REPORT, last_validation_loss, open_run, order_folder, order_name
 
 COLUMNS = ("experiment", "family", "model", "price", "documents", "score")
 MOST_FAMILIES = 100
@@ -64,6 +65,12 @@ def document_scores(run: Path) -> dict[str, np.ndarray]:
     return dict(zip(names, values.T.astype(np.uint8), strict=True))
 
 
+def best_single(run: Path, count: int) -> str:
+    """Return the sub-model of the lowest validation loss, the choice that costs all orders' trainings."""
+    losses = {order: last_validation_loss(order_folder(run, order)) for order in range(count)}
+    return order_name(min(losses, key=lambda order: (losses[order] is None, losses[order])))
+
+
 def main() -> None:
     """Read the command line, run what is not done, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,10 +86,15 @@ def main() -> None:
     documents: dict[str, np.ndarray] = {}
     for experiment in experiments(arguments.study):
         for family, run in finished(experiment, arguments.runs_dir):
-            prices = run_prices(open_run(run), run)
-            for model, scores in document_scores(run).items():
-                price = f"{prices[model].runs:.4g}"
-                rows.append((experiment.stem, family, model, price, len(scores), f"{scores.mean():.6f}"))
+            opened = open_run(run)
+            prices = {name: price.runs for name, price in run_prices(opened, run).items()}
+            found = document_scores(run)
+            found["best_single"] = found[best_single(run, opened.orders.count)]
+            prices["best_single"] = max(prices[merge] for merge in opened.merges)
+            for model, scores in found.items():
+                rows.append(
+                    (experiment.stem, family, model, f"{prices[model]:.4g}", len(scores), f"{scores.mean():.6f}")
+                )
                 documents[f"{experiment.stem}/{family}/{model}"] = np.packbits(scores)
     results = arguments.study / "results"
     results.mkdir(exist_ok=True)

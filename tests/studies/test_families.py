@@ -15,7 +15,7 @@ families = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(families)
 
 
-@pytest.mark.parametrize("study", ["price", "resampling", "banking77", "merges", "order_noise"])
+@pytest.mark.parametrize("study", ["price", "resampling", "banking77", "merges", "order_noise", "mixes"])
 def test_each_is_an_experiment(study: str) -> None:
     found = families.experiments(STUDIES / study)
     assert found
