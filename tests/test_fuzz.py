@@ -1,15 +1,28 @@
-"""Some hundred mutated files, each accepted or refused in one sentence (`python tests/fuzz.py` for many more)."""
+"""Some hundred mutated and damaged files, each accepted or refused in one sentence.
+
+`python tests/fuzz.py` and `python tests/fuzz_run.py` for many more.
+"""
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-fuzz = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(fuzz)
+
+def script(name: str) -> ModuleType:
+    """Return a script beside this file as a module, which others may import by its name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = script("fuzz")
+fuzz_run = script("fuzz_run")
 
 
 def test_mutated_files_are_accepted_or_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +33,10 @@ def test_mutated_files_are_accepted_or_refused_in_one_sentence(tmp_path: Path, m
         if problem := fuzz.breaks(read):
             broken.append(f"{title}: {problem}\n{file.read_bytes()[:300]!r}")
     assert broken == []
+
+
+@pytest.mark.integration
+def test_commands_on_damaged_runs_end_well_or_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = fuzz_run.Run(tmp_path)
+    assert [problem for number in range(150) if (problem := run.case(number, seed=1))] == []

@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ordermerge.errors import UserError, quoted
 from ordermerge.records import Record
+from ordermerge.sandbox import OutOfBounds, bounded
 
 CHAT = "chat"  # the column of a dataset that holds each record's chat as JSON
+_MOST_CHARACTERS, _MOST_RATIO = 1_000_000, 20  # of a chat's text, and for each character of its record
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _SHAREGPT = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 # What a template may leave out without a loss: a tool's answer says by its place what it answers.
@@ -96,9 +98,16 @@ def tokenise_chats(
         processes: To share the work.
 
     Raises:
-        UserError: If the chat template refuses a chat, leaves a part of it out, or cannot tell what is to be learned.
+        UserError: If the chat template refuses a chat, leaves a part of it out, cannot tell what is to be learned, or
+            takes more time, memory or text than any does.
     """
-    renderer = _Renderer(tokenizer, template)
+    try:
+        return _tokenised(dataset, _Renderer(tokenizer, template), assistant_only, processes)
+    except OutOfBounds as error:
+        raise UserError(str(error)) from None
+
+
+def _tokenised(dataset: Dataset, renderer: "_Renderer", assistant_only: bool, processes: int | None) -> Dataset:
 
     def tokenised(row: Record) -> Record:
         chat = json.loads(row[CHAT])
@@ -226,7 +235,13 @@ class _Renderer:
             return False
 
     def _text(self, chat: Record) -> str:
-        return str(self._apply(chat, tokenize=False))
+        """Return a chat's text, within bounds; of all that is asked of a chat this is the first."""
+        what = f"{chat['where'] or 'a trial chat'}: `data.messages`: the tokenizer's chat template"
+        with bounded(what):
+            text = str(self._apply(chat, tokenize=False))
+        if len(text) > _MOST_CHARACTERS + _MOST_RATIO * len(str(chat)):
+            raise OutOfBounds(f"{what} makes {len(text):,} characters of it; make it shorter")
+        return text
 
     def _apply(self, chat: Record, **named: Any) -> Any:
         options = {**(chat.get("options") or {}), **named}
@@ -234,6 +249,8 @@ class _Renderer:
             return self._tokenizer.apply_chat_template(
                 chat["messages"], tools=chat.get("tools"), chat_template=self._template, **options
             )
+        except (OutOfBounds, MemoryError):
+            raise
         except Exception as error:  # a template is a program: it raises what it likes, and what Jinja and Python do
             reason = " ".join(str(error).split())
             raise UserError(

@@ -1,4 +1,4 @@
-"""Jinja templates that come from a file, rendered in a process of their own: sandboxed, with bounds on time and memory.
+"""Bounds on templates that come from a file: sandboxed in a process of their own, or stopped in this one.
 
 Jinja's sandbox keeps a template from what the process can do, not from looping ten billion times or from a text of
 gigabytes; only the system can stop that.
@@ -7,9 +7,13 @@ gigabytes; only the system can stop that.
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ordermerge.errors import UserError
@@ -47,6 +51,59 @@ def render_fields(templates: Mapping[str, str], records: Sequence[Mapping[str, A
     if "problem" in answer:
         raise UserError(answer["problem"])
     return list(answer["rendered"])
+
+
+class OutOfBounds(Exception):
+    """What ran under `bounded` took more time or memory than it may."""
+
+
+@contextmanager
+def bounded(what: str) -> Iterator[None]:
+    """Stop the block where it takes more than 2 s of this process's time, or 0.5 GB more memory than it has.
+
+    It is for Python code that begins no threads, such as a chat template. The time is bounded in the main thread of
+    Unix systems, the memory on Linux.
+
+    Args:
+        what: What runs, for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutOfBounds: If it was stopped.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise OutOfBounds(f"{what} takes more than {_SECONDS} s; make it shorter")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS)
+    try:
+        with _bounded_memory():
+            yield
+    except MemoryError:
+        raise OutOfBounds(f"{what} takes more than {_BYTES / 1e9:.2g} GB; make it shorter") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(OSError, ValueError):  # no Linux, or another limit, which holds
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _BYTES, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def _main() -> None:

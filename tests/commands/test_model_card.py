@@ -9,6 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ordermerge.commands.model_card import add_results, add_trained_card
 from ordermerge.config.schema import Experiment
+from ordermerge.errors import UserError
 from ordermerge.eval.scoring.saved import SavedScores
 from ordermerge.eval.scoring.table import Row
 from ordermerge.files import file_problems, file_records
@@ -116,3 +117,14 @@ def test_card_of_a_merge_has_the_scores_and_no_place_on_the_disk(tmp_path: Path)
     assert "https://arxiv.org/abs/2203.05482" in card.content
     assert "https://github.com/cg123/mergekit" in card.content
     assert file_problems(tmp_path, records, deep=True) == []  # a card may change; the model did not
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"---\n[1]\n---\n", b"---\n{\n---\n"])
+def test_a_damaged_card_is_told_by_name_and_one_of_somebody_else_is_kept(content: bytes, tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_bytes(content)
+    hub = experiment("org/model", "org/data")
+    with pytest.raises(UserError, match=rf"^{card}: no model card \(.+\); mend it, or delete it"):
+        add_results(tmp_path, scores(tmp_path, "average"), hub)
+    assert not add_trained_card(trained(tmp_path), "order_0", "order 0", scores(tmp_path, "order_0"), hub)
+    assert card.read_bytes() == content

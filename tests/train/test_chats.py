@@ -165,6 +165,26 @@ def test_what_cannot_be_honoured_is_refused(template: str, record: Any, message:
 
 
 @pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", r"takes more than 0\.5 s"),
+        ("{{ 'a' * 10**10 }}", r"takes more than 0\.54 GB"),
+        ("{% for i in range(99999) %}{{ '12345678901' }}{% endfor %}", r"makes 1,\d{3},\d{3} characters of it"),
+    ],
+)
+@pytest.mark.parametrize("always", [False, True])
+def test_a_template_out_of_bounds_ends_in_one_sentence(
+    template: str, message: str, always: bool, prepared: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ordermerge.sandbox._SECONDS", 0.5)
+    if not always:
+        template = "{% if 'z' in messages[0].content %}" + template + "{% endif %}" + PLAIN
+    place = "a trial chat" if always else r"/.*/train\.jsonl: record 1"
+    with pytest.raises(UserError, match=rf"^{place}: .*chat template {message}; make it shorter$"):
+        prepared(template, {"messages": [USER]}, {"messages": [{**USER, "content": "z"}]})
+
+
+@pytest.mark.parametrize(
     ("chat", "message"),
     [
         ([USER, {**ASSISTANT, "weight": 0}], r"every assistant message has `weight: 0`"),

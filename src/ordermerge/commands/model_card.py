@@ -15,10 +15,10 @@ from mergekit.merge_methods import registered_methods
 from ordermerge.commands.current import Current
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import control_runs, described, sub_models
-from ordermerge.errors import counted
+from ordermerge.errors import UserError, counted
 from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
-from ordermerge.files import CARD
+from ordermerge.files import CARD, write_text
 from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
 from ordermerge.run_directory import (
     CHECKPOINTS,
@@ -124,14 +124,21 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
         merged: The merged model, which has a card.
         saved: Its scores.
         experiment: The experiment it belongs to.
+
+    Raises:
+        UserError: If the card is damaged.
     """
     file = merged / CARD
-    card = ModelCard.load(file)
+    try:
+        card = ModelCard.load(file)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:  # as the metadata are
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: no model card ({reason}); mend it, or delete it to have the scores in none") from None
     text = _shortened_paths(card.text.split(_RESULTS)[0].rstrip())
     card.text = f"{text}\n\n{_results(saved)}"
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *_MERGE_TAGS]))
     _add_data(card.data, merged.name, saved, experiment)
-    card.save(file)
+    write_text(file, str(card))
 
 
 def add_trained_card(folder: Path, name: str, how: str, saved: SavedScores, experiment: Experiment) -> bool:
@@ -148,7 +155,7 @@ def add_trained_card(folder: Path, name: str, how: str, saved: SavedScores, expe
         Whether it was written.
     """
     file, record = folder / CARD, order_record(folder)
-    there = file.read_text(encoding="utf-8") if file.exists() else _OURS
+    there = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "" if file.exists() else _OURS
     if record is None or not (_OURS in there or _PEFT_EMPTY in there):
         return False
     orders, adapter = experiment.orders, experiment.saves_adapters
@@ -167,7 +174,7 @@ def add_trained_card(folder: Path, name: str, how: str, saved: SavedScores, expe
     data_of = ModelCardData(library_name="peft" if adapter else "transformers", tags=list(_TRAINED_TAGS))
     _add_data(data_of, f"{experiment.name}-{name}", saved, experiment)
     text = _shortened_paths("\n\n".join(filter(None, lines)))
-    ModelCard(f"---\n{data_of.to_yaml()}\n---\n{text}\n").save(file)
+    write_text(file, str(ModelCard(f"---\n{data_of.to_yaml()}\n---\n{text}\n")))
     return True
 
 
