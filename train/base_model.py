@@ -107,15 +107,22 @@ def _weights_digest(folder: Path) -> str:
 
 
 def _tensors_digest(stored: Mapping[str, Stored]) -> str:
-    digests = {}
-    for name, tensor in stored.items():
-        digest, left = hashlib.sha256(), count(tensor) * BYTES[tensor.dtype or ""]
-        with open(tensor.file, "rb") as file:
-            file.seek(tensor.offset or 0)
-            while part := file.read(min(left, 2**22)):
-                digest.update(part)
-                left -= len(part)
-        digests[name] = [tensor.dtype, tensor.shape, digest.hexdigest()]
+    """Return the digest of all tensors, and note those of the files, which merging and scoring ask for."""
+    digests: dict[str, list[Any]] = {}
+    for file in {tensor.file for tensor in stored.values()}:
+        whole = hashlib.sha256()
+        held = {name: tensor for name, tensor in stored.items() if tensor.file == file}
+        with open(file, "rb") as opened:
+            for name, tensor in sorted(held.items(), key=lambda item: item[1].offset or 0):
+                whole.update(opened.read((tensor.offset or 0) - opened.tell()))
+                digest, left = hashlib.sha256(), count(tensor) * BYTES[tensor.dtype or ""]
+                while part := opened.read(min(left, 2**22)):
+                    digest.update(part)
+                    whole.update(part)
+                    left -= len(part)
+                digests[name] = [tensor.dtype, tensor.shape, digest.hexdigest()]
+            whole.update(opened.read())
+        recall(str(file), [file], whole.hexdigest)
     return fingerprint(digests)
 
 

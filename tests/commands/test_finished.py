@@ -17,17 +17,21 @@ from ordermerge.commands import run as run_module
 from ordermerge.run_directory import DIGESTS, FINISHED
 
 pytestmark = pytest.mark.integration
-# Runs commands in one process and prints after each which of the heavy packages are loaded.
+# Runs each command in a process of its own and prints which of the heavy packages it has loaded.
 PROBE = """
-import json, sys
+import json, os, sys
 from ordermerge.cli import main
 heavy = ("torch", "transformers", "mergekit", "peft", "trl", "datasets", "lm_eval.evaluator", "numba", "matplotlib")
 for arguments in json.loads(sys.argv[1]):
+    if os.fork():
+        assert os.wait()[1] == 0, arguments
+        continue
     try:
         main(arguments)
     except SystemExit as done:
         assert done.code == 0, arguments
-    print("LOADED", json.dumps([name for name in heavy if name in sys.modules]))
+    print("LOADED", json.dumps([name for name in heavy if name in sys.modules]), flush=True)
+    os._exit(0)
 """
 
 
@@ -139,7 +143,9 @@ def test_an_unchanged_input_is_read_once(experiment: Path, monkeypatch: pytest.M
     assert any(name.startswith("tensors of ") for name in json.loads(noted))
     assert fresh("run", "--dry-run") == []
     digests.write_text("{broken")
-    assert "data.jsonl" in fresh("run", "--dry-run")
+    asked = fresh("run", "--dry-run")
+    assert "data.jsonl" in asked
+    assert "model.safetensors" not in asked  # as it was read for its tensors, by name
     assert digests.read_text() == "{broken"  # a dry run writes nothing
     assert "data.jsonl" in fresh("train", "--order", "1")
     assert json.loads(digests.read_text()).keys() <= json.loads(noted).keys()
@@ -149,28 +155,36 @@ def test_an_unchanged_input_is_read_once(experiment: Path, monkeypatch: pytest.M
 
 
 def test_commands_load_no_more_than_they_need(
-    experiment: Path, make_family: Callable[..., list[Path]], tmp_path: Path
+    experiment: Path, make_family: Callable[..., list[Path]], save: Callable[..., Path], tmp_path: Path
 ) -> None:
     run(experiment)
-    runs = experiment.parent / "runs"
-    base, first, second = make_family("llama", count=2)
-    recipe = {"merge_method": "parameter_selection", "models": [{"model": str(first)}, {"model": str(second)}]}
-    (tmp_path / "recipe.yml").write_text(yaml.safe_dump({**recipe, "dtype": "bfloat16"}))
-    commands = [
-        ["run", str(experiment), "--runs-dir", str(runs)],
-        ["check", str(runs / "tiny")],
-        ["report", str(runs / "tiny")],
-        ["inspect", "--base", str(base), str(first), str(second)],
-        ["check", str(tmp_path / "recipe.yml")],
-        ["merge", str(tmp_path / "recipe.yml"), str(tmp_path / "out")],
-    ]
-    code = PROBE + "\n"
+    runs, recipe = str(experiment.parent / "runs"), str(tmp_path / "recipe.yml")
+    finished = f"{runs}/tiny"
+    base, *models = map(str, make_family("llama", count=2))
+    content = {"merge_method": "parameter_selection", "models": [{"model": model} for model in models]}
+    Path(recipe).write_text(yaml.safe_dump({**content, "dtype": "bfloat16"}))
+    scores = [str(save(tmp_path / name, [0, 1, 1, 0, 1, seed])) for seed, name in enumerate(("a", "b"))]
+    tables = ["torch", "transformers", "mergekit", "peft"]  # mergekit imports PEFT itself
+    allowed: dict[str, list[tuple[list[str], list[str]]]] = {
+        "run": [([str(experiment), "--runs-dir", runs], [])],
+        "check": [([finished], []), ([recipe], [*tables])],
+        "report": [([finished], ["matplotlib"])],
+        "card": [([finished], [])],
+        "tasks": [([], [])],
+        "compare": [(scores, [])],
+        "noise": [(scores, [])],
+        "init": [([str(tmp_path / "new")], ["torch", "transformers", "peft", "trl"])],
+        "inspect": [(["--base", base, *models], ["torch", "numba"])],
+        "orders": [([str(experiment)], ["torch", "transformers", "peft", "trl", "datasets"])],
+        "merge": [([recipe, str(tmp_path / "out")], [*tables, "numba"])],
+    }
+    commands = [[name, *arguments] for name, uses in allowed.items() for arguments, _ in uses]
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROBE, json.dumps(commands)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    loaded = [
-        json.loads(line.removeprefix("LOADED ")) for line in done.stdout.splitlines() if line.startswith("LOADED")
-    ]
-    mergekit = ["torch", "transformers", "mergekit", "peft", "numba", "matplotlib"]  # which imports PEFT itself
-    assert loaded == [[], [], ["matplotlib"], ["torch", "numba", "matplotlib"], mergekit, mergekit]
+    lines = [line.removeprefix("LOADED ") for line in done.stdout.splitlines() if line.startswith("LOADED")]
+    loaded = [(command, set(json.loads(line))) for command, line in zip(commands, lines, strict=True)]
+    assert loaded == [([name, *arguments], set(most)) for name, uses in allowed.items() for arguments, most in uses]
+    of_models = {"train", "eval", "soup", "losses", "imbalance", "curve", "frank-wolfe"}  # train, score, or measure
+    assert allowed.keys() | of_models == set(main.commands)

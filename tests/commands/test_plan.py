@@ -8,7 +8,7 @@ import transformers
 import yaml
 from mergekit.common import ModelReference
 
-from ordermerge.commands.plan import MergeStep, by_name_reason, check_experiment, make_plan
+from ordermerge.commands.plan import MergeStep, check_experiment, make_plan
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
@@ -70,7 +70,7 @@ def test_merges_are_planned_by_tensor_name_where_the_table_is_incomplete(kind: s
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "org" / "base")
     tiny = experiment(tmp_path)
     (step,) = [step for step in make_plan(tiny, tmp_path / "run").steps if isinstance(step, MergeStep)]
-    reason = by_name_reason(step, tiny.model.reference)  # of the base model: the orders are not trained yet
+    reason = step.by_name_reason  # of the base model: the orders are not trained yet
     if kind == "Llama":
         assert reason is None
     else:

@@ -1,5 +1,6 @@
 """The base model: what identifies it is what training reads of it."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 import transformers
 from safetensors.torch import load_file, save_file
 
+from ordermerge import files
 from ordermerge.config.schema import Experiment
 from ordermerge.train.base_model import base_inputs
 
@@ -27,8 +29,14 @@ def test_a_base_that_was_only_stored_anew_is_the_same(
     model.save_pretrained(copied, max_shard_size="20KB")
     (copied / "model.safetensors").unlink()
     (copied / "README.md").write_text("read by nobody")
-    assert len(list(copied.glob("model-*.safetensors"))) > 1
+    shards = list(copied.glob("model-*.safetensors"))
+    assert len(shards) > 1
     assert base_inputs(write_experiment(model={"path": "copied"})) == base_inputs(write_experiment())
+    # read once: the digests of the files are known by then
+    known = files.digests.get()
+    assert {path: known[str(path)]["digest"] for path in shards} == {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in shards
+    }
 
 
 @pytest.mark.parametrize("change", ["weight", "name", "config", "tokenizer", "generation"])

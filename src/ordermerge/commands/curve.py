@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, make_plan
+from ordermerge.commands.plan import MergeStep, Plan, make_plan
 from ordermerge.commands.recipes import write_recipe
 from ordermerge.commands.temporary_merge import temporary_merge
 from ordermerge.config.schema import EvaluationSection
@@ -126,7 +126,7 @@ def make_curve(run: Path, name: str | None = None, *, sample: int = SAMPLE, seed
     _require_scores(merges)
     count = len(merges.orders)
     subsets = [subset for size in range(2, count) for subset in choose_subsets(count, size, sample, seed)]
-    by_name = by_name_reason(merges.merge, plan.experiment.model.reference) is not None
+    by_name = merges.merge.by_name_reason is not None
     made, models = {}, {}
     for subset in subsets:
         file, called = merges.recipe_file(subset), merges.name(subset)

@@ -3,14 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from mergekit.config import MergeConfiguration
-from mergekit.merge_methods import registered_methods
 
 from ordermerge.commands.current import Current
 from ordermerge.config.schema import Experiment
@@ -19,7 +17,6 @@ from ordermerge.errors import UserError, counted
 from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
 from ordermerge.files import CARD, write_text
-from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
 from ordermerge.run_directory import (
     CHECKPOINTS,
     control_folder,
@@ -30,6 +27,9 @@ from ordermerge.run_directory import (
     order_name,
     order_record,
 )
+
+if TYPE_CHECKING:  # `ordermerge card` does without mergekit
+    from mergekit.config import MergeConfiguration
 
 _MERGE_TAGS = ("mergekit", "merge", "ordermerge")
 _TRAINED_TAGS = ("ordermerge", "sft", "trl")
@@ -44,7 +44,7 @@ _BY_NAME = (
 _LOADERS = ("json", "csv", "parquet", "text")  # `dataset_path`s that name a file format, not a dataset
 
 
-def complete_card(merged: Path, config: MergeConfiguration, *, by_name: bool = False) -> None:
+def complete_card(merged: Path, config: "MergeConfiguration", *, by_name: bool = False) -> None:
     """Add to mergekit's model card how the values were drawn, if one of our methods drew them, and what stock lacks.
 
     A local model is named by the end of its path: where it lies on somebody's disk is nobody's business.
@@ -54,6 +54,10 @@ def complete_card(merged: Path, config: MergeConfiguration, *, by_name: bool = F
         config: What it was merged by.
         by_name: Whether it was merged by tensor name.
     """
+    from mergekit.merge_methods import registered_methods
+
+    from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
+
     file = merged / CARD
     if file.exists():
         card = _without_places(file.read_text(encoding="utf-8"), config)
@@ -211,7 +215,7 @@ def _shortened_paths(card: str) -> str:
     return _PLACE.sub(lambda found: "/".join(Path(found[0]).parts[-2:]), card)
 
 
-def _without_places(card: str, config: MergeConfiguration) -> str:
+def _without_places(card: str, config: "MergeConfiguration") -> str:
     """Return a card with the absolute paths of local models shortened to their last two parts, or from `orders` on."""
     parts = [part for model in config.referenced_models() for part in (model.model, model.lora) if part]
     places = {part.path for part in parts if Path(part.path).is_absolute()}
@@ -222,7 +226,7 @@ def _without_places(card: str, config: MergeConfiguration) -> str:
     return card
 
 
-def _setting(config: MergeConfiguration, name: str, default: Any) -> str:
+def _setting(config: "MergeConfiguration", name: str, default: Any) -> str:
     return _plain((config.parameters or {}).get(name, default))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +96,18 @@ class MergeStep(Step):
     Attributes:
         recipe: Its whole mergekit recipe.
         options: mergekit's options that it needs.
+        stand_in: A model that represents the sub-models that are not there yet: the base model.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)
+    stand_in: str | None = None
 
-
-def by_name_reason(step: MergeStep, stand_in: str) -> str | None:
-    """Return why a merge is to be made by tensor name; None if mergekit's tables will do.
-
-    Args:
-        step: The merge.
-        stand_in: A model that represents the sub-models that are not there yet: the base model.
-    """
-    config = MergeConfiguration.model_validate(step.recipe)
-    return next(iter(recipe_fit(config, MergeOptions(**step.options), stand_in=stand_in).table), None)
+    @cached_property
+    def by_name_reason(self) -> str | None:
+        """Why it is to be merged by tensor name; None if mergekit's tables will do."""
+        config = MergeConfiguration.model_validate(self.recipe)
+        return next(iter(recipe_fit(config, MergeOptions(**self.options), stand_in=self.stand_in).table), None)
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,8 @@ def _merge_step(experiment: Experiment, run_directory: Path, name: str, orders: 
         inputs["base"] = identity(str(experiment.merges[name].get("base_model") or experiment.model.reference))
     out, options = merge_folder(run_directory, name), merge_options(experiment, recipe)
     needs = tuple(orders[order] for order in ingredients_of(experiment, name).orders)
-    return MergeStep("merge", name, out, MERGE_MARKER, inputs, needs, keys, recipe, options)
+    base = experiment.model.reference
+    return MergeStep("merge", name, out, MERGE_MARKER, inputs, needs, keys, recipe, options, base)
 
 
 def model_roles(experiment: Experiment, run_directory: Path) -> Roles:

@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 from ordermerge.commands.finished import input_states, note_finished
 from ordermerge.commands.merging import adapter_cache, merge
 from ordermerge.commands.model_card import write_cards
-from ordermerge.commands.plan import MergeStep, Plan, by_name_reason, check_experiment, make_plan
+from ordermerge.commands.plan import MergeStep, Plan, check_experiment, make_plan
 from ordermerge.commands.prices import annealing_note, run_prices
 from ordermerge.commands.recipes import complete_recipe, write_recipe
 from ordermerge.commands.report import write_report
@@ -190,8 +190,7 @@ def _plan_lines(plan: Plan, todo: list[Step]) -> list[str]:
         )
     if note := annealing_note(experiment):
         lines.append(f"  {note}")
-    merges = (step for step in todo if isinstance(step, MergeStep))
-    reasons = (by_name_reason(step, experiment.model.reference) for step in merges)
+    reasons = (step.by_name_reason for step in todo if isinstance(step, MergeStep))
     if reason := next(filter(None, reasons), None):  # the models are the same in all of them
         lines.append(f"  merges are made by tensor name: {reason}")
     return lines
@@ -240,7 +239,7 @@ def _merge(plan: Plan, steps: Sequence[Step]) -> None:
     with adapter_cache(plan.run_directory) as cache:
         for step in cast(Sequence[MergeStep], steps):
             recipe_path, recipe = recipe_file(plan.run_directory, step.name), recipes[step.name]
-            by_name = by_name_reason(step, plan.experiment.model.reference) is not None
+            by_name = step.by_name_reason is not None
             write_recipe(recipe, recipe_path, step.output, step.options, by_name=by_name)
             if step.is_done():
                 continue
