@@ -57,6 +57,7 @@ def test_paths_start_at_the_file_then_at_the_working_directory(tmp_path: Path, m
     (tmp_path / "base").mkdir()
     assert load(tmp_path).model.path == str(tmp_path / "base")
     assert load(tmp_path, model={"path": "org/model"}).model.path == "org/model"
+    assert load(tmp_path, model={"path": "../absent"}).model.path == str(tmp_path.parent / "absent")
 
 
 def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> None:

@@ -106,9 +106,13 @@ def _with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def _find(named: str, directory: Path) -> str:
-    """Return the absolute path of a file or folder, looked for in a folder and in the working one; else the name."""
+    """Return the absolute path of a file or folder, looked for in a folder and in the working one.
+
+    What is in neither stays a name, unless it is written as a path (`../base`), which starts in that folder.
+    """
     path = Path(os.path.expanduser(named))
-    return next((str(p.resolve()) for p in (directory / path, path) if os.path.exists(p)), named)
+    absent = os.path.abspath(directory / path) if named.startswith(("./", "../")) else named
+    return next((str(p.resolve()) for p in (directory / path, path) if os.path.exists(p)), absent)
 
 
 def _find_all(named: Any, directory: Path) -> Any:
