@@ -120,10 +120,10 @@ def notes(rows: Iterable[Row]) -> list[str]:
 
 def _layout(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Return the column titles, and for each model its name and cells."""
-    columns = list(dict.fromkeys(_title(row) for row in rows))
+    columns = list(dict.fromkeys(column_title(row) for row in rows))
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
-        cells.setdefault(row.model, {})[_title(row)] = _cell(row)
+        cells.setdefault(row.model, {})[column_title(row)] = score_cell(row)
     return columns, [[model, *(scores.get(title, "") for title in columns)] for model, scores in cells.items()]
 
 
@@ -131,19 +131,29 @@ def _best_cells(rows: Sequence[Row], header: Sequence[str], models: Sequence[str
     """Return line and column of the best score of each column that has several, of a known direction."""
     found = []
     for column, title in enumerate(header, start=1):
-        scores = [row for row in rows if _title(row) == title]
+        scores = [row for row in rows if column_title(row) == title]
         if len(scores) > 1 and (higher := scores[0].higher_is_better) is not None:
             best = (max if higher else min)(row.value for row in scores)
             found += [(models.index(row.model), column) for row in scores if row.value == best]
     return found
 
 
-def _title(row: Row) -> str:
+def column_title(row: Row) -> str:
+    """Return the title of a score's column: task, metric, filter, and an arrow to what is better.
+
+    Args:
+        row: The score.
+    """
     filter_name = "" if row.filter == NO_FILTER else f" {row.filter}"
     return f"{row.task} {row.metric}{filter_name}{ARROWS[row.higher_is_better]}"
 
 
-def _cell(row: Row) -> str:
+def score_cell(row: Row) -> str:
+    """Return a score as tables show it, with its standard error where it has one.
+
+    Args:
+        row: The score.
+    """
     return digits(row.value) + ("" if row.stderr is None else f" ± {digits(row.stderr)}")
 
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ordermerge.cli import main
 
-COMMANDS = ("check", "compare", "curve", "eval", "inspect", "noise", "orders", "report", "run")
+COMMANDS = ("check", "compare", "curve", "eval", "inspect", "noise", "orders", "pareto", "report", "run")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

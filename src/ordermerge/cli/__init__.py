@@ -24,7 +24,7 @@ def main(debug: bool) -> None:
 
 for _command in (
     pipeline.init, pipeline.run, pipeline.train, pipeline.orders, pipeline.merge, pipeline.frank_wolfe, pipeline.check,
-    evaluation.evaluate, evaluation.compare, evaluation.soup, evaluation.tasks,
+    evaluation.evaluate, evaluation.compare, evaluation.soup, evaluation.pareto, evaluation.tasks,
     analysis.inspect, analysis.losses, analysis.imbalance, analysis.noise, analysis.curve,
     analysis.report, analysis.card,
 ):  # fmt: skip

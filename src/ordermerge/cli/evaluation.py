@@ -1,4 +1,4 @@
-"""Commands that score models with lm-eval, and compare what it scored: `eval`, `compare`, `soup`, `tasks`."""
+"""Commands that score models with lm-eval, and compare what it scored: `eval`, `compare`, `soup`, `pareto`, `tasks`."""
 
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,55 @@ def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -
     own = {name: options.pop(name) for name in ("out", "method", "base", "metric")}
     given = {"tasks": names(tasks), **{key: value for key, value in options.items() if value not in (None, "")}}
     make_soup(models, settings=evaluation_section(given), test_tasks=names(test_tasks), **own)
+
+
+@click.command(context_settings=LM_EVAL_SPELLING)
+@click.argument("models", nargs=-1, required=True)
+@click.option("--base", required=True, help="The model that they were fine-tuned from: a folder.")
+@click.option("--out", default="pareto", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--samples", type=click.IntRange(min=1), help="Merges to fit to. [twice the parameters of a quadratic]")
+@click.option("--points", type=click.IntRange(min=2), default=10, show_default=True, help="Most that are then tried.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples, and of the search.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help='The score that counts: "metric" or "metric,filter"; repeat it, in the order of --tasks, where they differ.',
+)
+@click.option("--force", is_flag=True, help="Score anew what is scored already, also where it was scored otherwise.")
+@evaluation_options
+@JSON
+@WAIT
+@user_errors
+def pareto(
+    models: tuple[str, ...],
+    base: str,
+    out: Path,
+    samples: int | None,
+    points: int,
+    seed: int,
+    metrics: tuple[str, ...],
+    force: bool,
+    tasks: str,
+    json_file: Path | None,
+    **settings: Any,
+) -> None:
+    """Find the merges of MODELS (folders) that trade the score of one of several tasks best for those of others (MAP).
+
+    Each is BASE + a sum of the models' changes, times coefficients from 0 to 1. OUT/front has the recipes,
+    OUT/pareto.json all that was scored. Run it again to go on after an interruption.
+    """
+    from dataclasses import asdict
+
+    with quick_imports():
+        from ordermerge.commands.pareto import find_front, new_search
+        from ordermerge.eval.front import print_front
+
+    search = new_search(models, base, out, {"tasks": names(tasks), **settings}, metrics, force=force)
+    found = find_front(search, samples=samples, points=points, seed=seed)
+    if not give_json(asdict(found), json_file):
+        print_front(found)
+        click.echo(f"wrote {out / 'front'}, {out / 'pareto.json'} and {out / 'pareto.png'}", err=True)
 
 
 @click.command()

@@ -13,7 +13,8 @@ from ordermerge.errors import UserError, printable, shortened
 
 DEBUG = "ORDERMERGE_DEBUG"  # environment variable: show tracebacks
 INTERRUPTED = 130  # the exit status, as shells have it
-_GO_ON = {"run", "train", "evaluate", "soup", "losses", "curve"}  # commands that do nothing twice
+# Commands that do nothing twice.
+_GO_ON = {"run", "train", "frank_wolfe", "evaluate", "soup", "pareto", "losses", "curve"}
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )

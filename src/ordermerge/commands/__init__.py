@@ -10,4 +10,5 @@ report       `report`: report.md, begun by the `price_table` of `prices`; `html`
 losses       `losses`: each sample's loss under each model (`measure`); `step_losses` along the training
 orders       `orders`: the orders before training
 soup         `soup`: the merge of those models that score best together, chosen by `greedy`
+pareto       `pareto`: merges that trade one task's score for another's, by `surrogates` of the scores
 """

@@ -59,11 +59,26 @@ def single_score(rows: Sequence[Row], tasks: Sequence[str], metric: str | None) 
 
     Args:
         rows: The scores of one model.
-        tasks: The tasks asked for; the scores of a group's members do not count where the group has its own.
-        metric: Which score counts, as "metric" or lm-eval's "metric,filter"; None if there is just one.
+        tasks: As in `judged_rows`.
+        metric: As in `judged_rows`.
 
     Returns:
         The mean of that score over the tasks.
+
+    Raises:
+        UserError: As `judged_rows`.
+    """
+    found = judged_rows(rows, tasks, metric)
+    return sum(row.value for row in found) / len(found), bool(found[0].higher_is_better)
+
+
+def judged_rows(rows: Sequence[Row], tasks: Sequence[str], metric: str | None) -> list[Row]:
+    """Return the scores that a model is judged by, one a task, all of one direction.
+
+    Args:
+        rows: The scores of one model.
+        tasks: The tasks asked for; the scores of a group's members do not count where the group has its own.
+        metric: Which score counts, as "metric" or lm-eval's "metric,filter"; None if there is just one.
 
     Raises:
         UserError: If the metric is unknown, or not named where there are several, or of no or of different direction.
@@ -78,4 +93,4 @@ def single_score(rows: Sequence[Row], tasks: Sequence[str], metric: str | None) 
     directions = {row.higher_is_better for row in found}
     if directions not in ({True}, {False}):
         raise UserError(f"--metric: {used.pop()}: the tasks do not say, or not alike, whether higher is better")
-    return sum(row.value for row in found) / len(found), directions == {True}
+    return found
