@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ def front_figure(found: Front, stem: Path) -> list[Path]:
     def paint(figure: Figure) -> None:
         grid = figure.subplots(len(pairs), squeeze=False)[:, 0]
         for axes, pair in zip(grid, pairs, strict=True):
-            _paint_pair(axes, found, pair)
+            _paint_pair(axes, found, *pair)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2)
 
@@ -142,29 +142,37 @@ def front_figure(found: Front, stem: Path) -> list[Path]:
     return save_figure(stem, (5.8, 0.8 + 4.2 * len(pairs)), paint, columns, rows)
 
 
-def _paint_pair(axes: Axes, found: Front, pair: Sequence[int]) -> None:
-    def measured(points: Sequence[FrontPoint]) -> list[list[float]]:
-        return [[point.scores[task].value for point in points] for task in pair]
-
-    promised = [point for point in found.points if point.kind == "promised"]
+def _paint_pair(axes: Axes, found: Front, x: int, y: int) -> None:
+    """Draw the merges by the scores of two tasks."""
+    front, promised = found.front, [point for point in found.points if point.kind == "promised"]
+    rest = [point for point in found.points if not point.on_front]
     alone = [point for point in found.points if point.kind == "model alone"]
-    rest = [point for point in found.points if not point.on_front and point.kind != "model alone"]
     for point in promised:
-        ends = [[point.predicted[task], point.scores[task].value] for task in pair]
-        axes.plot(*ends, color=_GREY, linewidth=0.5, zorder=1)
-    axes.plot(*measured(rest), ".", color=_GREY, label="scored")
-    predicted = [[point.predicted[task] for point in promised] for task in pair]
-    axes.plot(*predicted, "D", color=COLOURS[1], markersize=5, fillstyle="none", label="promised by the surrogates")
-    errors = [[point.scores[task].stderr or 0 for point in found.front] for task in pair]
-    axes.errorbar(
-        *measured(found.front), xerr=errors[0], yerr=errors[1], fmt="o", color=COLOURS[0], elinewidth=0.7,
-        label="the front, measured",
-    )  # fmt: skip
-    axes.plot(*measured(alone), "s", color="#000000", markersize=9, fillstyle="none", label="models alone")
+        ends = [[point.predicted[task], point.scores[task].value] for task in (x, y)]
+        axes.plot(ends[0], ends[1], color=_GREY, linewidth=0.5, zorder=1)
+    axes.plot(_values(rest, x), _values(rest, y), ".", color=_GREY, label="scored")
+    guesses = [[point.predicted[task] for point in promised] for task in (x, y)]
+    axes.plot(
+        guesses[0],
+        guesses[1],
+        "D",
+        color=COLOURS[1],
+        markersize=5,
+        fillstyle="none",
+        label="promised by the surrogates",
+    )
+    errors = [[point.scores[task].stderr or 0 for point in front] for task in (x, y)]
+    look: dict[str, Any] = {"color": COLOURS[0], "elinewidth": 0.7, "label": "the front, measured"}
+    axes.errorbar(_values(front, x), _values(front, y), errors[1], errors[0], "o", **look)
+    axes.plot(_values(alone, x), _values(alone, y), "ks", markersize=9, fillstyle="none", label="models alone")
     for point, name in zip(alone, found.models, strict=True):
-        place = [point.scores[task].value for task in pair]
-        axes.annotate(label(name), (place[0], place[1]), xytext=(7, 7), textcoords="offset points", fontsize=8.5)
-    titles = [column_title(found.points[0].scores[task]) for task in pair]
-    axes.set_xlabel(label(titles[0], 60))
-    axes.set_ylabel(label(titles[1], 60))
+        place = (point.scores[x].value, point.scores[y].value)
+        axes.annotate(label(name), place, xytext=(7, 7), textcoords="offset points", fontsize=8.5)
+    first = found.points[0].scores
+    axes.set_xlabel(label(column_title(first[x]), 60))
+    axes.set_ylabel(label(column_title(first[y]), 60))
     axes.set_title("Merges by their scores", loc="left")
+
+
+def _values(points: Sequence[FrontPoint], task: int) -> list[float]:
+    return [point.scores[task].value for point in points]

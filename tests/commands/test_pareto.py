@@ -194,7 +194,7 @@ def test_merges_are_scored_once_and_traded_off() -> None:
         ((), {"models": ("left", "mean.yml")}, "mean.yml: is a recipe, and coefficients multiply models"),
         ((), {"models": ("left", "rihgt")}, "rihgt: no such folder"),
         ((), {"models": ("left", "left")}, "left listed more than once"),
-        ((), {"tasks": "left,nothing"}, "unknown task 'nothing'"),
+        ((), {"tasks": "left,nothing"}, "task 'nothing' is unknown"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_refused(options: tuple[str, ...], changed: dict[str, Any], said: str) -> None:

@@ -6,11 +6,11 @@ The coefficients c_1..c_K, in [0, 1], multiply the models' changes of their base
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lstsq
 from scipy.optimize import differential_evolution, least_squares
 from scipy.special import expit, logit
 from scipy.stats import qmc
@@ -80,7 +80,7 @@ def sample_coefficients(models: int, count: int, seed: int) -> Array:
         Shape [n, K], rounded.
     """
     drawn = qmc.Halton(models, seed=np.random.default_rng(seed)).random(max(0, count - models - 1))
-    return np.vstack([np.eye(models), np.full(models, 1 / models), drawn]).round(DIGITS)[:count]
+    return np.round(np.vstack([np.eye(models), np.full(models, 1 / models), drawn]), DIGITS)[:count]
 
 
 def fit_surrogate(coefficients: Array, scores: Array) -> Surrogate:
@@ -103,8 +103,8 @@ def fit_surrogate(coefficients: Array, scores: Array) -> Surrogate:
 
 def _fit(terms: Array, scores: Array, *, bounded: bool) -> Array:
     if not bounded:
-        return np.linalg.lstsq(terms, scores)[0]
-    start = np.linalg.lstsq(terms, logit(np.clip(scores, _EDGE, 1 - _EDGE)))[0]
+        return lstsq(terms, scores)[0]
+    start = lstsq(terms, logit(np.clip(scores, _EDGE, 1 - _EDGE)))[0]
     return least_squares(lambda parameters: expit(terms @ parameters) - scores, start).x
 
 
@@ -134,9 +134,9 @@ def search_front(surrogates: Sequence[Surrogate], signs: Sequence[int], models: 
     def gains(coefficients: Array) -> Array:
         return np.column_stack([s * one.predict(coefficients) for one, s in zip(surrogates, signs, strict=True)])
 
-    def minimise(loss: Callable[[Array], Array]) -> Array:
+    def minimise(loss: Callable[[Array, Array], Array], weights: Array) -> Array:
         return differential_evolution(
-            lambda columns: loss(gains(columns.T)), [(0, 1)] * models, maxiter=_GENERATIONS, tol=1e-9,
+            lambda columns: loss(gains(columns.T), weights), [(0, 1)] * models, maxiter=_GENERATIONS, tol=1e-9,
             polish=False, updating="deferred", vectorized=True, seed=np.random.default_rng(seed),
         ).x  # fmt: skip
 
@@ -144,17 +144,17 @@ def search_front(surrogates: Sequence[Surrogate], signs: Sequence[int], models: 
         shares = (best - found) / span
         return (weights * shares).max(axis=1) + _ALL * shares.sum(axis=1)
 
-    identity = np.eye(len(surrogates))
-    ends = gains(np.array([minimise(lambda found, own=own: -found @ (own + _ALL)) for own in identity]))
+    own = np.eye(len(surrogates)) + _ALL
+    ends = gains(np.array([minimise(lambda found, weights: -found @ weights, one) for one in own]))
     best, reach = ends.max(axis=0), np.ptp(gains(sample_coefficients(models, _REACH, seed)), axis=0)
     span = np.maximum(np.ptp(ends, axis=0), _SAME * np.where(reach > 0, reach, 1))
     weights = _directions(len(surrogates), points)
-    chosen = np.unique(np.array([minimise(partial(missed, weights=one)) for one in weights]).round(DIGITS), axis=0)
+    chosen = np.unique(np.array([minimise(missed, one) for one in weights]).round(DIGITS), axis=0)
     return chosen[not_dominated(gains(chosen))]
 
 
 def _directions(scores: int, points: int) -> Array:
-    """Return weights of M scores, evenly apart, each of sum 1: as many as there may be points, or a few fewer."""
+    """Return weights of M scores, evenly apart, each of sum 1: as many as there may be points, or fewer; at least M."""
     parts = 1
     while len(list(combinations_with_replacement(range(scores), parts + 1))) <= points:
         parts += 1
@@ -170,4 +170,4 @@ def not_dominated(gains: Array) -> NDArray[np.bool_]:
     """
     at_least = (gains[:, None] >= gains[None]).all(axis=2)
     better = (gains[:, None] > gains[None]).any(axis=2)
-    return ~(at_least & better).any(axis=0)
+    return np.invert((at_least & better).any(axis=0))
