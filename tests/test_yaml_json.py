@@ -91,9 +91,12 @@ class Note(TypedDict):
         (b'{"words": ["a"', r"damaged \(.*EOF.*\); make it anew$"),
         (b"[" * 100_000, r"damaged \(.*recursion limit.*\); make it anew$"),
         (b"\xff\xfe", r"damaged \(.*\); make it anew$"),
-        (b"[]", r"damaged \(Input should be an object\); make it anew$"),
-        (b'{"words": [1]}', r"damaged \(words\.0: Input should be a valid string\); make it anew$"),
-        (b"{}", r"damaged \(words: Field required\); make it anew$"),
+        (b"[]", r"damaged \(must be a mapping of keys; got \[\]\); make it anew$"),
+        (
+            b'{"words": [1]}',
+            r"damaged \(`words\[0\]` must be text; got 1; write it in quotes: `'1'`\); make it anew$",
+        ),
+        (b"{}", r"damaged \(key `words` is missing\); make it anew$"),
         (None, r"no such file; make it anew$"),
     ],
 )

@@ -32,7 +32,7 @@ from transformers.utils import is_liger_kernel_available
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError, shortened
 from ordermerge.files import fingerprint, fingerprint_path, recall
-from ordermerge.models import WEIGHTS, model_folder
+from ordermerge.models import WEIGHTS, is_offline, model_folder, near_folder
 from ordermerge.train.lora import adapter_problems, make_dense
 from ordermerge.train.sft_config import TRAINING_SEED, make_config
 from ordermerge.weights import FLOATS, Stored, Unreadable, count, stored_tensors
@@ -358,6 +358,13 @@ def _save_weights(trainer: Trainer, experiment: Experiment, directory: Path) -> 
 
 def _unloadable(experiment: Experiment, what: str, error: Exception) -> str:
     path = experiment.model.path
+    if not experiment.model.is_local and is_offline() and model_folder(experiment.model.reference) is None:
+        near = near_folder(path)
+        return (
+            f"`model.path`: {path!r}: no such folder (looked in {experiment.directory.resolve()})"
+            f"{f'; did you mean {near!r}?' if near else ''}; nor is it in the Hugging Face cache, and the hub "
+            "cannot be reached; mend the name, or download it where there is a network: `hf download`"
+        )
     where = path if experiment.model.is_local else f"{path!r} (no such folder here, so a hub id)"
     return f"`model.path`: the {what} of {where} cannot be loaded: {_reason(error)}"
 

@@ -1,5 +1,6 @@
 """The training data: files or hub datasets read, and records made into samples, each with the row it came from."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from ordermerge.config.schema import DATA_SUFFIXES, DataSection, Experiment
 from ordermerge.counter import random_words, stream_key
 from ordermerge.errors import UserError
+from ordermerge.models import is_offline
 from ordermerge.records import Record, read_records, require_mappings
 from ordermerge.train.chats import CHAT, read_chat, without_nulls
 from ordermerge.train.templates import Template
@@ -120,7 +122,10 @@ def data_file(experiment: Experiment, name: str) -> Path | None:
         raise UserError(f"`data.{name}`: unknown kind of data file {found}; use one of {', '.join(DATA_SUFFIXES)}")
     if found is None and looks_like_file:
         places = dict.fromkeys((str(experiment.directory.resolve()), str(Path.cwd())))
-        raise UserError(f"`data.{name}`: no file {named} in {' or '.join(places)}")
+        there = [entry.name for entry in experiment.directory.glob("*") if entry.suffix in DATA_SUFFIXES]
+        near = difflib.get_close_matches(Path(named).name, there, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else "; mend the name"
+        raise UserError(f"`data.{name}`: no file {named} in {' or '.join(places)}{meant}")
     return found
 
 
@@ -147,8 +152,9 @@ def load_records(experiment: Experiment, name: str) -> list[Record]:
         loaded = datasets.load_dataset(named, data.config, split=split, revision=revision)
     except Exception as error:  # whatever the hub, the network or the dataset's own files raise
         raise UserError(
-            f"`data.{name}`: {named!r} is no file here and cannot be loaded from the hub: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}; check the name and the connection, or name a file"
+            f"`data.{name}`: {named!r} is no file here and cannot be loaded from the hub: "
+            f"{'it is out of reach' if is_offline() else ' '.join(str(error).split())[:300]}; mend the name, or name a "
+            "file"
         ) from error
     records = require_mappings(loaded, named)
     return [without_nulls(record) for record in records] if data.messages else records

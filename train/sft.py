@@ -129,8 +129,8 @@ def choose_orders(experiment: Experiment, run_directory: Path, only: int | str |
         times = ", times the values of `vary`" if experiment.vary else ""
         others = f"; controls are {', '.join(controls)}" if controls else ""
         raise UserError(
-            f"order {only} does not exist: `orders.count` is {count}{times}, so orders are 0 to {experiment.count - 1}"
-            f"{others}"
+            f"`--order {only}`: order {only} does not exist: `orders.count` is {count}{times}, so orders are 0 to "
+            f"{experiment.count - 1}{others}; name one of these"
         )
     return [*cast(tuple[TrainStep, ...], chosen[0].needs), *chosen]
 

@@ -170,6 +170,8 @@ def _check_values(experiment: Experiment, values: Mapping[str, Any]) -> list[str
             problems.append(f"`sft.{name}` must be a whole number, as an order is made of epochs; got {sft[name]!r}")
         elif name in values and values[name] > _MOST[name]:
             problems.append(f"`sft.{name}` must be at most {_MOST[name]:,}; got {sft[name]!r}")
+    if values.get("max_length") is not None and values["max_length"] < 1:
+        problems.append(f"`sft.max_length` must be at least 1, or null for no limit; got {sft['max_length']!r}")
     for key in set(values.get("model_init_kwargs") or {}) & set(_MODEL_KEYS):
         problems.append(f"`sft.model_init_kwargs.{key}` cannot be set: the `model` section says it; remove it")
     if values.get("fp16") and experiment.model.dtype == "float16":

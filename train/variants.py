@@ -1,6 +1,6 @@
 """Checks of `controls` and `vary`: the `sft` fields in which trainings of one experiment differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from ordermerge.config.schema import ANNEALED, LONGER, Experiment
 from ordermerge.config.trainings import SCHEDULE, control_runs, decays_to_zero, sub_models
@@ -26,10 +26,17 @@ def check_variants(experiment: Experiment) -> list[str]:
     tried |= {f"controls.{run.control}": [run] for run in control_runs(experiment)}
     for where, trainings in tried.items():
         found = [problem for one in trainings for problem in check_sft(experiment_of(experiment, one))]
-        problems += [f"{where}: {problem}" for problem in dict.fromkeys(found) if problem not in known]
+        own = {name for one in trainings for name in one.fields}
+        problems += [_placed(problem, where, own) for problem in dict.fromkeys(found) if problem not in known]
     if not problems and not known and ANNEALED in experiment.controls:
         problems += _check_annealed(experiment)
     return problems
+
+
+def _placed(problem: str, where: str, own: Set[str]) -> str:
+    """Return a problem of the `sft` section as one of the place where the field is given."""
+    named = next((name for name in own if problem.startswith(f"`sft.{name}`")), None)
+    return problem.replace(f"`sft.{named}`", f"`{where}.{named}`", 1) if named else f"{where}: {problem}"
 
 
 def _check_vary(experiment: Experiment) -> Iterator[str]:

@@ -4,12 +4,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from ordermerge.errors import UserError
 from ordermerge.eval.scoring.calibration import Calibration
 from ordermerge.eval.statistics import ALPHA
 from ordermerge.files import write_json
+from ordermerge.yaml_json import read_json
 
 FILE = "comparison.json"
 Reference = Literal["single_mean", "single_best", "weighted_average", "control", "mean", "best", "model"]
@@ -162,13 +160,5 @@ def load_comparison(path: Path) -> ComparisonReport:
     Raises:
         UserError: If it is missing or was not written by this version.
     """
-    try:
-        return TypeAdapter(ComparisonReport).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `ordermerge run` writes it") from None
-    except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(str(part) for part in detail["loc"])
-        raise UserError(
-            f"{path}: not a comparison ({where}: {detail['msg']}); `ordermerge run` writes it anew"
-        ) from None
+    report: ComparisonReport = read_json(path, ComparisonReport, remedy="`ordermerge run` writes it anew")
+    return report

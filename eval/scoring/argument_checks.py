@@ -50,10 +50,8 @@ def argument_problems(settings: EvaluationSection, models: Mapping[str, str]) ->
     for name in _DTYPES:
         if isinstance(value := settings.model_args.get(name), str) and value != "auto" and not _is_dtype(value):
             yield f'model_args: `{name}` must be a dtype of torch, such as "bfloat16"; got {quoted(value)}'
-    if settings.device is not None and not _is_device(settings.device):
-        yield f'device: must be a device of torch, such as "cuda:0" or "cpu"; got {quoted(settings.device)}'
-    elif settings.device is not None and (problem := _device_problem(settings.device)):
-        yield problem
+    if settings.device is not None and (problem := device_problem(settings.device)):
+        yield f"device: {problem}"
     folders = [local_folder(model) for model in models.values()]
     if folders and all(folders) and settings.model_args:
         known = {
@@ -99,15 +97,21 @@ def _is_device(name: str) -> bool:
         return False
 
 
-def _device_problem(name: str) -> str | None:
-    """Return a sentence if a CUDA device is not there: lm-eval would take the CPU and say nothing."""
+def device_problem(name: str) -> str | None:
+    """Return why a device cannot be used: lm-eval takes the CPU for a CUDA device that is not there, and says nothing.
+
+    Args:
+        name: As torch names devices, or "auto".
+    """
     import torch
 
+    if not _is_device(name):
+        return f'must be a device of torch, such as "cuda:0" or "cpu"; got {quoted(name)}'
     count = torch.cuda.device_count() if name.startswith("cuda") else 1
     if name == "auto" or (torch.device(name).index or 0) < count:
         return None
     there = f"has {', '.join(f'cuda:{index}' for index in range(count))}" if count else "has no CUDA device"
-    return f"device: {name} is not there: torch {there} on this machine; leave `device` out, or choose another"
+    return f"{name} is not there: torch {there} on this machine; leave `device` out, or choose another"
 
 
 def _backend_arguments() -> list[str]:

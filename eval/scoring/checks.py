@@ -8,7 +8,6 @@ from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError, did_you_mean
 from ordermerge.eval.scoring.argument_checks import argument_problems, number_problems
 from ordermerge.eval.scoring.harness import load_tasks
-from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.quiet import quiet
 from ordermerge.eval.scoring.task_files import data_problems
 from ordermerge.eval.scoring.tasks import find_tasks, on_hub
@@ -16,6 +15,7 @@ from ordermerge.models import (
     FOLDER_BACKENDS,
     HF_BACKENDS,
     Model,
+    is_offline,
     local_folder,
     members_of,
     missing_package,

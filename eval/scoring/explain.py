@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ordermerge.errors import UserError, did_you_mean
-from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.task_data import PACK
+from ordermerge.models import is_offline
 
 LENGTH = 300
 # What torch says on CPU and GPU, and accelerate when lm-eval's `batch_size: auto` found that not even 1 fits.
@@ -97,8 +97,9 @@ def unknown_tasks(
     places = f"ordermerge's own ({', '.join(sorted(own))}) and lm-eval's {len(index) - len(local)} tasks"
     if include_path is not None:
         places = f"{include_path} ({', '.join(sorted(set(local) - set(own))) or 'no task'}), {places}"
+    own_tasks = "" if include_path is not None else "; tasks of your own: `include_path`, the folder of their files"
     problems = [
-        f"task {name!r} is unknown{_nearest(name, local) or _nearest(name, index)}; looked in {places}"
+        f"task {name!r} is unknown{_nearest(name, local) or _nearest(name, index)}; looked in {places}{own_tasks}"
         for name in missing
     ]
     return problems + _unreadable(include_path)

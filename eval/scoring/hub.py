@@ -33,13 +33,6 @@ def offline_if_unreachable(needed: bool = True) -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def is_offline() -> bool:
-    """Return whether the hub's clients are in offline mode."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
-
-
 def _reachable(endpoint: str) -> bool:
     """Return whether anything answers there, asked through the hub's own client: it knows the user's proxy."""
     from huggingface_hub import get_session

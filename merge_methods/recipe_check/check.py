@@ -22,13 +22,14 @@ from mergekit.tokenizer.config import ModelTokenEmbedding
 from pydantic import ValidationError
 
 from ordermerge.config.library_fields import unknown_keys
-from ordermerge.errors import did_you_mean
+from ordermerge.errors import did_you_mean, quoted
 from ordermerge.files import user_path
 from ordermerge.merge_methods import FIRST_PASSES
 from ordermerge.merge_methods.parameter_selection import NAMES
 from ordermerge.merge_methods.parameters import Weight
 from ordermerge.merge_methods.recipe_check.layout import CODE, Fit, fit
 from ordermerge.merge_methods.recipe_check.staging import staged
+from ordermerge.mistakes import LIST, MAPPING, mistakes
 from ordermerge.models import local_folder
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -70,18 +71,19 @@ def check_recipe(
         by_name: Whether it is to be merged by tensor name; None if either way will do.
         stand_in: A model that represents those that are not there yet.
     """
-    problems = list(unknown_keys(MergeConfiguration, recipe))
+    problems = list(unknown_keys(MergeConfiguration, recipe, hint=_hint))
     method = _find_method(recipe)
     if method is None:
         return [*problems, _unknown_method(recipe)]
     try:
         config = MergeConfiguration.model_validate(dict(recipe))
     except (ValidationError, RuntimeError) as error:
-        return [*problems, *_config_problems(error)]
+        return [*problems, *_config_problems(error, recipe)]
     scopes = list(_scopes(recipe))
     for scope in scopes:
         problems += _parameter_problems(method, scope)
-    problems += [*_dtype_problems(config, options), *_input_problems(method, config)]
+    misspelt = any(problem.startswith("unknown") for problem in problems)  # which may be what is lacking
+    problems += [*_dtype_problems(config, options), *_input_problems(method, config, complete=not misspelt)]
     if not problems and method.spec.name in NAMES:
         problems += _selection_problems(config, scopes)
     if not problems and Weight in [parameter.value_type for parameter in method.spec.parameters]:
@@ -154,20 +156,36 @@ def _find_method(recipe: Mapping[str, Any]) -> MergeMethod | None:
     return next((m for m in registered_methods() if m.spec.name == recipe.get("merge_method")), None)
 
 
+def _hint(name: str, known: Sequence[str]) -> str:
+    """Return where a key belongs that is a parameter, or else what it may be meant to be."""
+    parameters = {parameter.name for method in registered_methods() for parameter in method.spec.parameters}
+    if "parameters" in known and name in parameters:
+        return f": it belongs under `parameters` (`parameters: {{{name}: ...}}`)"
+    return did_you_mean(name, known)
+
+
 def _unknown_method(recipe: Mapping[str, Any]) -> str:
-    if "merge_method" not in recipe:
-        return "key `merge_method` is missing"
+    if recipe.get("merge_method") is None:
+        return "key `merge_method` is missing; write for instance `merge_method: linear`"
     name = recipe["merge_method"]
     return f"unknown `merge_method` {name!r}{did_you_mean(name, [m.spec.name for m in registered_methods()])}"
 
 
-def _config_problems(error: Exception) -> Iterator[str]:
+def _config_problems(error: Exception, recipe: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(error, ValidationError):
-        yield str(error)
+        alone = "`models` is missing, or stands beside `slices` or `modules`; give one of the three"
+        yield alone if "must be present" in str(error) else str(error)
         return
-    for detail in error.errors():
-        where = ".".join(str(part) for part in detail["loc"])
-        yield f"`{where}`: {detail['msg']}" if where else detail["msg"]
+    for mistake in mistakes(error, recipe):
+        if mistake.keys[:1] == ("models",) and isinstance(mistake.value, str) and mistake.is_kind(LIST, MAPPING):
+            yield (
+                f"`{mistake.place}` must be {'a list of models' if mistake.is_kind(LIST) else 'a mapping'}, each a "
+                f"line `- model: PATH` below `models:`; got {quoted(mistake.value)}"
+            )
+        elif mistake.kind == "missing":
+            yield f"key `{mistake.place}` is missing"
+        else:
+            yield mistake.sentence()
 
 
 def _scopes(node: Any, where: str = "") -> Iterator[Scope]:
@@ -188,7 +206,8 @@ def _parameter_problems(method: MergeMethod, scope: Scope) -> Iterator[str]:
     for name, setting in scope.parameters.items():
         place = f"{scope.where}.{name}"
         if name not in known:
-            yield f"unknown parameter `{place}` for {method.spec.name}{did_you_mean(name, list(known))}"
+            top = ": it belongs at the top level" if name in MergeConfiguration.model_fields else None
+            yield f"unknown parameter `{place}` for {method.spec.name}{top or did_you_mean(name, list(known))}"
         elif scope.of_model and known[name].scope is ParameterScope.SHARED:
             yield f"`{place}` is ignored there: `{name}` is shared by all models, move it to the top-level `parameters`"
         else:
@@ -206,18 +225,22 @@ def _value_problems(place: str, setting: Any, validate: Any) -> Iterator[str]:
             for t in (0, 0.5, 1):  # a gradient is validated where it is interpolated
                 evaluate_setting("", setting, t, validate=validate)
         except ValidationError as error:
-            yield from (f"`{place}`: {detail['msg'].removeprefix('Value error, ')}" for detail in error.errors())
+            for mistake in mistakes(error, setting):
+                said = mistake.must_be()
+                yield f"`{place}` {said}" if said.startswith("must be") else f"`{place}`: {said}"
 
 
-def _input_problems(method: MergeMethod, config: MergeConfiguration) -> Iterator[str]:
-    """Yield what is wrong with the number of models, the base model or a parameter that is nowhere given."""
+def _input_problems(method: MergeMethod, config: MergeConfiguration, *, complete: bool) -> Iterator[str]:
+    """Yield what is wrong with the number of models, the base model or, if asked, a parameter that is nowhere given."""
     for inputs in _inputs(config):
         ids = [entry.model for entry in inputs.entries]
         try:
             method.validate_inputs(ids, inputs.base, group_name=f"`{inputs.where}`")
         except ValueError as error:
-            yield str(error)
-        for parameter in method.spec.parameters:
+            lacks_base = str(error).startswith("Merge method requires a base")
+            needs = f"`{method.spec.name}` needs `base_model`, the model that those of `{inputs.where}` were made from"
+            yield f"{needs}; name it, as `base_model: PATH`" if lacks_base else str(error)
+        for parameter in method.spec.parameters if complete else ():
             if not parameter.required or parameter.name in inputs.shared:
                 continue
             if parameter.scope is ParameterScope.SHARED:

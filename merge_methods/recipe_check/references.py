@@ -9,6 +9,7 @@ from mergekit.common import ModelPath, ModelReference
 from pydantic import BaseModel
 
 from ordermerge.errors import UserError
+from ordermerge.file_kinds import RECIPE, wrong_kind
 from ordermerge.files import user_path
 from ordermerge.models import local_folder, model_folder
 from ordermerge.yaml_json import read_yaml
@@ -31,6 +32,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If it cannot be read, or if models are in both places and these differ.
     """
+    if problem := wrong_kind(path, RECIPE):
+        raise UserError(problem)
     folder = Path(os.path.abspath(path)).parent
     problems: list[str] = []
 

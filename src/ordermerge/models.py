@@ -214,7 +214,12 @@ def model_problem(model: str, backend: str) -> str | None:
     if base or not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             return _adapter_problem(folder, backend, base)
-        return f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
+        from ordermerge.file_kinds import MODEL, wrong_kind  # which asks this module for names
+
+        return (
+            wrong_kind(Path(model), MODEL)
+            or f"{folder} is no model folder: it has no config.json; give the folder that `save_pretrained` wrote"
+        )
     if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
         return f"{folder} is incomplete: it has a config.json but no weights (*.safetensors); copy or save it again"
     return _weight_problem(folder)
@@ -286,6 +291,13 @@ def missing_package(backend: str) -> str | None:
         wanted = "ordermerge[vllm]" if error.name == "vllm" else error.name
         return f"model: the backend {backend!r} needs a package that is not installed ({error}); pip install '{wanted}'"
     return None
+
+
+def is_offline() -> bool:
+    """Return whether the hub's clients are in offline mode."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def _is_of_run(model: str) -> bool:

@@ -16,6 +16,7 @@ from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import control_runs
 from ordermerge.errors import UserError
+from ordermerge.file_kinds import RUN, wrong_kind
 from ordermerge.files import Digest, FileRecord, digests, file_problems, fingerprint_file, write_json
 from ordermerge.models import MERGE_MARKER, RUN_FILE, Model
 from ordermerge.yaml_json import read_json
@@ -247,9 +248,11 @@ def open_run(run: Path) -> Experiment:
         UserError: If it is none.
     """
     if not (run / EXPERIMENT).is_file():
+        near = next((place for place in (Path("runs") / run, *run.glob("*")) if (place / EXPERIMENT).is_file()), None)
         raise UserError(
-            f"{run}: no run directory: it has no {EXPERIMENT} (looked in {run.resolve()}); give the folder that "
-            "`ordermerge run` or `ordermerge train` made, such as runs/NAME"
+            wrong_kind(run, RUN)
+            or f"{run}: no run directory: it has no {EXPERIMENT} (looked in {run.resolve()}); give the folder that "
+            f"`ordermerge run` or `ordermerge train` made, such as {near or 'runs/NAME'}"
         )
     return load_experiment(run / EXPERIMENT)
 

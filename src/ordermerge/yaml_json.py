@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from ordermerge.errors import UserError, quoted
+from ordermerge.mistakes import sentences
 
 # Far above any recipe or experiment, and read in a second or two.
 _MOST_BYTES = 500_000
@@ -169,16 +171,24 @@ def read_json(path: Path, kind: Any, *, remedy: str) -> Any:
     Raises:
         UserError: If it is missing, unreadable, cut short, no JSON, nested without end, or of another form.
     """
+    text = b""
     try:
-        return _adapter(kind).validate_json(path.read_bytes())
+        text = path.read_bytes()
+        return _adapter(kind).validate_json(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from None
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        place = ".".join(map(str, detail["loc"]))
-        raise UserError(f"{path}: damaged ({f'{place}: ' if place else ''}{detail['msg']}); {remedy}") from None
+        raise UserError(f"{path}: damaged ({_damage(error, text)}); {remedy}") from None
+
+
+def _damage(error: ValidationError, text: bytes) -> str:
+    """Return the first thing that is wrong with a text in JSON."""
+    detail = error.errors(include_url=False)[0]
+    if detail["type"] == "json_invalid":
+        return f"no JSON: {detail['ctx']['error']}"
+    return next(sentences(error, from_json(text)))
 
 
 @functools.cache
@@ -199,5 +209,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: no such file (looked in {path.resolve().parent})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); give a YAML file") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # a ValueError of a path: a null character in it
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

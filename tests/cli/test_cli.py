@@ -105,7 +105,9 @@ def test_check_tells_recipes_from_experiments(tmp_path: Path) -> None:
     path.write_text("merge_method: linear\nmodels: [{model: org/a}]\nparameters: {wieght: 1}\n")
     done = CliRunner().invoke(main, ["check", str(path)])
     assert done.exit_code == 1
-    assert done.output.startswith(f"Error: {path}: 2 problems:\n  - unknown parameter `parameters.wieght` for linear")
+    assert done.output == (
+        f"Error: {path}: unknown parameter `parameters.wieght` for linear (did you mean 'weight'?)\n"
+    )
 
 
 def test_eval_scores_any_models_and_keeps_the_files(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:

@@ -141,7 +141,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a saved module that is not there": ({"lora": {"modules_to_save": ["head"]}}, r"`lora.modules_to_save`: .*'head'"),
     # data
     "a missing value": ({"lines": [{"q": float("nan"), "a": "b"}] * 4}, r"record 0: field `q`, .* is nan: a missing"),
-    "data on a hub out of reach": ({"data": {"train": "org/none"}}, r"'org/none' is no file here and cannot be loaded"),
+    "data on a hub out of reach": (
+        {"data": {"train": "org/none"}},
+        r"'org/none' is no file here and cannot be loaded from the hub",
+    ),
     "half of the data held out": ({"data": {"validation": 0.7}}, r"2 training samples do not fill one batch of 4"),
     "a chat without a template": ({"data": CHAT, "lines": [{"chat": [USER]}] * 4}, r"has no chat template"),
     "a chat of the template's dislike": (

@@ -35,7 +35,7 @@ def test_empty_sections_are_absent(tmp_path: Path) -> None:
     experiment = load(tmp_path, sft=None, merges=None, evaluation=None, checkpoints=None)
     assert (experiment.sft, experiment.merges, experiment.evaluation) == ({}, {}, None)
     assert problems(tmp_path, model=None, mrges=None) == [
-        "key `model` is missing",
+        "key `model` is missing; write for instance `model: {path: HuggingFaceTB/SmolLM2-135M}`",
         "unknown key `mrges` (did you mean 'merges'?)",
     ]
 
@@ -72,7 +72,7 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
     assert "unknown key `model.dtyp` (did you mean 'dtype'?)" in text
     assert "unknown key `orders.stratgy` (did you mean 'strategy'?)" in text
     assert "unknown key `evalutaion` (did you mean 'evaluation'?)" in text
-    assert "`orders.count`: input should be greater than or equal to 1; got 0" in text
+    assert "`orders.count` must be a number of at least 1; got 0" in text
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
         ({"merges": {"../x": {}}}, "must be a plain name"),
         (
             {"model": {"path": "x", "dtype": "int8"}},
-            "`model.dtype`: input should be 'float32', 'bfloat16' or 'float16'",
+            "`model.dtype` must be 'float32', 'bfloat16' or 'float16'; got 'int8'",
         ),
         ({"model": {}}, "key `model.path` is missing"),
-        ({"name": "n" * 250}, "`name`: string should have at most 100 characters; got 'nnn"),
-        ({"orders": {"count": 1_000_000}}, "`orders.count`: input should be less than or equal to 1000; got 1000000"),
-        ({"evaluation": {"tasks": ["t"], "limit": "inf"}}, "`evaluation.limit`: input should be a finite number"),
-        ({"model": {"path": {"a": 1}}}, "`model.path`: input should be a valid string; got {'a': 1}"),
-        ({"merges": ["a"]}, "`merges`: input should be a valid dictionary; got ['a']"),
+        ({"name": "n" * 250}, "`name` must be text of at most 100 characters; got 'nnn"),
+        ({"orders": {"count": 1_000_000}}, "`orders.count` must be a number of at most 1,000; got 1000000"),
+        ({"evaluation": {"tasks": ["t"], "limit": "inf"}}, "`evaluation.limit` must be a finite number; got 'inf'"),
+        ({"model": {"path": {"a": 1}}}, "`model.path` must be text; got {'a': 1}"),
+        ({"merges": ["a"]}, "`merges` must be a mapping of keys; got ['a']; write for instance `merges: {"),
         (
             {"data": {"train": "t", "prompt": "{q}"}},
             "`data` needs `prompt` and `completion` (templates), or `messages`",
@@ -102,7 +102,7 @@ def test_all_problems_are_reported_at_once_with_suggestions(tmp_path: Path) -> N
         ({"evaluation": {"tasks": []}}, "`evaluation.tasks`"),
         (
             {"orders": {"count": 4, "strategy": "sorted"}},
-            "`orders.strategy`: input should be 'random', 'batch', 'rotate' or 'file'; got 'sorted'",
+            "`orders.strategy` must be 'random', 'batch', 'rotate' or 'file'; got 'sorted'",
         ),
         ({"orders": {"count": 4, "strategy": "file"}}, "`orders` needs `file`, your orders, for `strategy: file`"),
         (

@@ -95,10 +95,13 @@ def test_a_field_whose_adapter_is_no_change_of_the_base_is_refused(name: str, wr
     [
         ({"lora_alfa": 1}, "`lora.lora_alfa`: PEFT's LoraConfig has no such field (did you mean 'lora_alpha'?)"),
         ({"save_at": "x"}, "`lora.save_at`: PEFT's LoraConfig has no such field (did you mean 'save_as'?)"),
-        ({"xyzzy": 1}, "`lora.xyzzy`: PEFT's LoraConfig has no such field; see PEFT's documentation of LoraConfig"),
+        (
+            {"xyzzy": 1},
+            "`lora.xyzzy`: PEFT's LoraConfig has no such field; lora takes the fields in PEFT's documentation",
+        ),
         ({"save_as": "merged"}, "`lora.save_as` must be adapter or dense; got 'merged'"),
         ({"r": 0}, "`lora.r` must be at least 1; got 0"),
-        ({"r": "many"}, "`lora.r`: input should be a valid integer, unable to parse string as an integer; got 'many'"),
+        ({"r": "many"}, "`lora.r` must be a whole number; got 'many'"),
         ({"lora_dropout": 1.5}, "`lora.lora_dropout` must be at least 0 and below 1; got 1.5"),
         ({"task_type": "SEQ_CLS"}, "`lora.task_type` must be CAUSAL_LM, if given; got 'SEQ_CLS'"),
         (

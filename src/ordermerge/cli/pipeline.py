@@ -167,7 +167,11 @@ def merge(arguments: tuple[str, ...]) -> None:
         from ordermerge.locks import waits
 
     command = PrettyPrintHelp(
-        "merge", callback=mergekit_yaml.callback, params=[*mergekit_yaml.params, *_merge_options()]
+        "merge",
+        callback=mergekit_yaml.callback,
+        params=[*mergekit_yaml.params, *_merge_options()],
+        help=_MERGE_HELP,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     try:
         context = command.make_context("ordermerge merge", list(arguments))
@@ -190,6 +194,15 @@ def merge(arguments: tuple[str, ...]) -> None:
         return
     merge_recipe(recipe, out, options, by_name=given["by_name"])
     click.echo(f"merged {recipe} into {out}", err=True)
+
+
+_MERGE_HELP = """Merge the models of the recipe CONFIG_FILE into OUT_PATH: `mergekit-yaml`, and what it lacks.
+
+    The recipe is checked first: misspelt and misplaced keys, models that do not fit together, tensors that would be
+    lost. The model is whole or absent. Config, tokenizer and chat template come from the first sub-model, not from the
+    base model, and relative paths are looked for in the recipe's folder too. Methods that measure the whole model first
+    work. Added options: --by-name, --adapter, --rank, --max-loss, --wait; all others are mergekit-yaml's.
+    """
 
 
 def _merge_options() -> list[click.Parameter]:

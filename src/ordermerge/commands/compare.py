@@ -105,7 +105,7 @@ def _find_reference(given: str, found: dict[str, SavedScores]) -> tuple[str, Sav
         return endings[0], found[endings[0]]
     if endings or not user_path(given).exists():
         which = f" may be {' or '.join(endings)}" if endings else did_you_mean(given, list(found))
-        raise UserError(f"--reference {given}: give `mean`, `best`, a model's name or a folder of results;{which}")
+        raise UserError(f"--reference {given}: give `mean`, `best`, a model's name or a folder of results{which}")
     others = find_scores(given)
     if len(others) > 1:
         raise UserError(f"--reference {given}: holds {len(others)} models; name one: {', '.join(others)}")

@@ -12,6 +12,7 @@ from ordermerge.config.schema import Experiment
 from ordermerge.console import quiet
 from ordermerge.errors import UserError
 from ordermerge.eval.imbalance.losses import BATCH_TOKENS, sample_losses
+from ordermerge.eval.scoring.argument_checks import device_problem
 from ordermerge.eval.scoring.ensemble import combine
 from ordermerge.eval.scoring.harness import free_memory
 from ordermerge.models import Model, hub_revision, members_of
@@ -47,6 +48,10 @@ class Machine:
 
     device: str | None = None
     batch_tokens: int = BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        if self.device is not None and (problem := device_problem(self.device)):
+            raise UserError(f"--device: {problem}")
 
 
 def splits_of(tokenised: Tokenised) -> list[Split]:

@@ -19,12 +19,11 @@ from ordermerge.errors import UserError
 from ordermerge.eval.comparison.compare import Roles
 from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.scoring.checks import check_evaluation
-from ordermerge.eval.scoring.hub import is_offline
 from ordermerge.eval.scoring.score import evaluation_steps
 from ordermerge.files import fingerprint
 from ordermerge.ingredients import ingredients_of
 from ordermerge.merge_methods.recipe_check.check import check_recipe, recipe_fit
-from ordermerge.models import MERGE_MARKER, identity, model_folder, model_problem
+from ordermerge.models import MERGE_MARKER, identity, is_offline, model_folder, model_problem
 from ordermerge.run_directory import (
     BASE,
     ENSEMBLE,

@@ -1,15 +1,17 @@
 """Sections whose keys are the fields of a library's configuration class, and keys that a schema does not know."""
 
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
+from enum import Enum
 from functools import cache
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ordermerge.errors import UserError, did_you_mean, quoted
+from ordermerge.mistakes import mistakes
 
 
 class Fields:
@@ -61,15 +63,14 @@ class Fields:
             UserError: If the value cannot be one of that type.
         """
         hint = _hints(self._config).get(name, Any)
+        choices = [kind for kind in _flatten(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
         try:
-            return TypeAdapter(
-                hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-            ).validate_python(value)
+            if choices and isinstance(value, str):  # other text is of the type, and the library refuses it later
+                TypeAdapter(choices[0]).validate_python(value)
+            return _adapter(hint).validate_python(value)
         except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise UserError(
-                f"`{self._section}.{name}`: {message[0].lower()}{message[1:]}; got {quoted(value)}"
-            ) from None
+            found = [one._replace(keys=(self._section, name, *one.keys)) for one in mistakes(error, value)]
+            raise UserError(one.sentence() for one in found) from None
 
     def described(self) -> Iterator[tuple[str, Any, Any, str]]:
         """Yield each field that can be set: name, type, default, and what its library says of it."""
@@ -88,12 +89,12 @@ class Fields:
             return f"{where} cannot be set: {why}; got {quoted(value)}, remove it"
         if name in known or name in self._ours:
             return None
+        from ordermerge.config.placement import where_it_belongs  # not at the top: it needs the schema
+
         # The whole list of some 150 would bury the problem.
-        suggestion = did_you_mean(name, [*known, *self._ours])
-        where = f"{where}: {self._owner}'s {self._config.__name__} has no such field"
-        if "did you mean" in suggestion:
-            return where + suggestion
-        return f"{where}; see {self._owner}'s documentation of {self._config.__name__}"
+        otherwise = f"; {self._section} takes the fields in {self._owner}'s documentation of {self._config.__name__}"
+        meant = where_it_belongs(self._section, name, value)
+        return f"{where}: {self._owner}'s {self._config.__name__} has no such field{meant or otherwise}"
 
 
 def section_fields(config: type, owned: Collection[str]) -> dict[str, Any]:
@@ -115,13 +116,16 @@ def section_fields(config: type, owned: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def unknown_keys(annotation: Any, value: Any, where: str = "") -> Iterator[str]:
+def unknown_keys(
+    annotation: Any, value: Any, where: str = "", *, hint: Callable[[str, Sequence[str]], str] = did_you_mean
+) -> Iterator[str]:
     """Yield a problem for each key, at any depth, that the pydantic types of a schema do not know.
 
     Args:
         annotation: The type that the value is to have.
         value: The value, as YAML gives it.
         where: Its place, as the problem is to name it.
+        hint: Returns the end of the sentence, from the key and those that are known there.
     """
     kinds = [annotation, *_flatten(annotation)]
     if isinstance(value, Mapping):
@@ -131,18 +135,22 @@ def unknown_keys(annotation: Any, value: Any, where: str = "") -> Iterator[str]:
             for key, item in value.items():
                 place = f"{where}.{key}" if where else str(key)
                 if key not in fields:
-                    yield f"unknown key `{place}`{did_you_mean(str(key), list(fields))}"
+                    yield f"unknown key `{place}`{hint(str(key), list(fields))}"
                 else:
-                    yield from unknown_keys(fields[key].annotation, item, place)
+                    yield from unknown_keys(fields[key].annotation, item, place, hint=hint)
         for kind in kinds:
             if typing.get_origin(kind) is dict:
                 for key, item in value.items():
-                    yield from unknown_keys(typing.get_args(kind)[1], item, f"{where}.{key}")
+                    yield from unknown_keys(typing.get_args(kind)[1], item, f"{where}.{key}", hint=hint)
     elif isinstance(value, list):
         items = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is list]
         for index, item in enumerate(value):
             for kind in items:
-                yield from unknown_keys(kind, item, f"{where}[{index}]")
+                yield from unknown_keys(kind, item, f"{where}[{index}]", hint=hint)
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
 
 
 @cache
@@ -152,7 +160,7 @@ def _hints(config: type) -> dict[str, Any]:
 
 def _flatten(annotation: Any) -> Iterator[Any]:
     """Yield the alternatives of a union, at any depth of nested unions."""
-    if typing.get_origin(annotation) is typing.Union:
+    if typing.get_origin(annotation) in (typing.Union, UnionType):
         for part in typing.get_args(annotation):
             yield part
             yield from _flatten(part)

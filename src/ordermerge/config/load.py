@@ -8,18 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from ordermerge.config.changes import change, described
+from ordermerge.config.placement import section_schema, unknown_key
 from ordermerge.config.schema import (
     EVALUATION_OWNED,
     MADE_WITH,
     EvaluationSection,
     Experiment,
 )
-from ordermerge.errors import UserError, did_you_mean, quoted
+from ordermerge.errors import UserError, quoted
+from ordermerge.file_kinds import EXPERIMENT, wrong_kind
+from ordermerge.mistakes import MAPPING, Mistake, mistakes, shown
 from ordermerge.yaml_json import read_yaml
+
+EVALUATION = "evaluation"
 
 
 def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
@@ -37,17 +41,20 @@ def load_experiment(path: Path, changes: Sequence[str] = ()) -> Experiment:
     Raises:
         UserError: With every problem found: unreadable file, unknown keys, missing or wrong values.
     """
+    if problem := wrong_kind(path, EXPERIMENT):
+        raise UserError(problem)
     content = read_yaml(path)
     original = path.resolve()
     if _is_record(content.get(MADE_WITH)):
         original = Path(content.pop(MADE_WITH)["file"])
     content, where = change(content, changes), described(path, changes)
     # `directory` is ours to fill in; as a key of the file it is unknown like any other.
-    ours = [f"unknown key `directory`{did_you_mean('directory', _keys_at(()))}"] if "directory" in content else []
+    ours = [unknown_key("directory", "", "directory", None)] if "directory" in content else []
+    content = {**content, "directory": original.parent}
     try:
-        experiment = Experiment.model_validate({**content, "directory": original.parent})
+        experiment = Experiment.model_validate(content)
     except ValidationError as error:
-        raise UserError([*ours, *(_sentence(detail) for detail in error.errors())], where=where) from None
+        raise UserError([*ours, *map(_sentence, mistakes(error, content))], where=where) from None
     if ours:
         raise UserError(ours, where=where)
     return _with_absolute_paths(experiment)
@@ -66,7 +73,8 @@ def evaluation_section(values: Mapping[str, Any]) -> EvaluationSection:
     try:
         return EvaluationSection.model_validate(values)
     except ValidationError as error:
-        raise UserError(_sentence(detail) for detail in error.errors()) from None
+        found = [one._replace(keys=(EVALUATION, *one.keys)) for one in mistakes(error, values)]
+        raise UserError(_sentence(one).replace(f"`{EVALUATION}.", "`") for one in found) from None
 
 
 def _is_record(value: Any) -> bool:
@@ -122,27 +130,37 @@ def _find_all(named: Any, directory: Path) -> Any:
     return [_find_all(file, directory) for file in named] if isinstance(named, list) else _find(str(named), directory)
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    """Turn one of pydantic's errors into a sentence that names the key, and the remedy where there is one."""
-    where = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("constrained-"))
-    if detail["type"] == "extra_forbidden":
-        if detail["loc"][0] == "evaluation" and (why := EVALUATION_OWNED.get(str(detail["loc"][-1]))):
-            return f"`{where}` cannot be set: {why}; got {quoted(detail['input'])}, remove it"
-        return f"unknown key `{where}`{did_you_mean(str(detail['loc'][-1]), _keys_at(detail['loc'][:-1]))}"
-    if detail["type"] == "missing":
-        return f"key `{where}` is missing"
-    if detail["type"] == "value_error":
-        return f"`{where}` {detail['ctx']['error']}"
-    if detail["type"] == "string_pattern_mismatch":
-        return f"`{where}` must be a plain name (letters, digits, `.`, `_`, `-`); got {quoted(detail['input'])}"
-    return f"`{where}`: {detail['msg'][0].lower()}{detail['msg'][1:]}; got {quoted(detail['input'])}"
+def _sentence(mistake: Mistake) -> str:
+    """Return the sentence about one thing that is wrong with an experiment, with the remedy where there is one."""
+    name, section = str(mistake.keys[-1]) if mistake.keys else "", ".".join(map(str, mistake.keys[:-1]))
+    if mistake.kind == "extra_forbidden":
+        if section == EVALUATION and (why := EVALUATION_OWNED.get(name)):
+            return f"`{mistake.place}` cannot be set: {why}; got {quoted(mistake.value)}, remove it"
+        return unknown_key(mistake.place, section, name, mistake.value)
+    example = _example(section, name, mistake.value)
+    written = f"; write for instance `{example}`" if example else ""
+    if mistake.kind == "missing":
+        return f"key `{mistake.place}` is missing{written}"
+    return mistake.sentence() + (written if mistake.is_kind(MAPPING) else "")
 
 
-def _keys_at(location: Sequence[int | str]) -> list[str]:
-    """Return the keys the schema knows at a place of the file."""
-    fields = Experiment.model_fields
-    for part in location:
-        annotation = fields[str(part)].annotation
-        sections = [annotation, *getattr(annotation, "__args__", ())]
-        fields = next(s for s in sections if isinstance(s, type) and issubclass(s, BaseModel)).model_fields
-    return [name for name in fields if name != "directory"]
+def _example(section: str, name: str, value: Any) -> str:
+    """Return how a key may be written; "" where the schema has no example.
+
+    Args:
+        section: The section that it is in, "" at the top.
+        name: The key.
+        value: What was given in place of a whole section: if that is one value, it is the one that the section needs.
+    """
+    if not section and (schema := section_schema(name)):
+        needed, field = next(((key, of) for key, of in schema.model_fields.items() if of.is_required()), ("", None))
+        example = field.examples[0] if field and field.examples else None
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            example = [value] if isinstance(example, list) else value
+        return shown({name: {needed: example}}) if needed else ""
+    outer = section_schema(section)
+    if outer and name in outer.model_fields and (examples := outer.model_fields[name].examples):
+        return shown({name: examples[0]})
+    if section in Experiment.model_fields and isinstance(examples := Experiment.model_fields[section].examples, list):
+        return shown({name: next(iter(examples[0].values()))})
+    return ""

@@ -79,7 +79,7 @@ def experiment_schema() -> dict[str, Any]:
     controls = found["properties"]["controls"]
     for name, runs in controls.get("patternProperties", {}).items():
         controls["patternProperties"][name] = {"anyOf": [runs, {"type": "boolean"}]}
-    for name, library in _library_sections().items():
+    for name, library in library_sections().items():
         whole = library_schema(library)
         found["$defs"] |= whole.pop("$defs")
         whole["description"] = found["properties"][name].get("description", "")
@@ -133,7 +133,8 @@ def meanings(section: type) -> dict[str, str]:
     return found
 
 
-def _library_sections() -> dict[str, Fields]:
+def library_sections() -> dict[str, Fields]:
+    """Return the sections whose keys are the fields of a library's configuration class, by name."""
     from ordermerge.train.lora import FIELDS as LORA
     from ordermerge.train.sft_config import FIELDS as SFT
 

@@ -275,12 +275,18 @@ class Experiment(Section):
     model: ModelSection
     data: DataSection
     orders: OrdersSection
-    sft: dict[str, Any] = Field(default_factory=dict)
-    vary: dict[str, Annotated[list[Any], Field(min_length=2)]] = Field(default_factory=dict)
-    lora: dict[str, Any] | None = None
+    sft: dict[str, Any] = Field(default_factory=dict, examples=[{"learning_rate": 1e-5}])
+    vary: dict[str, Annotated[list[Any], Field(min_length=2)]] = Field(
+        default_factory=dict, examples=[{"learning_rate": [1e-5, 2e-5]}]
+    )
+    lora: dict[str, Any] | None = Field(default=None, examples=[{"r": 8}])
     checkpoints: CheckpointsSection = CheckpointsSection()
-    controls: Annotated[dict[Name, ControlSection], BeforeValidator(_read_controls)] = Field(default_factory=dict)
-    merges: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    controls: Annotated[dict[Name, ControlSection], BeforeValidator(_read_controls)] = Field(
+        default_factory=dict, examples=[{"annealed": True}]
+    )
+    merges: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict, examples=[{"average": {"merge_method": "linear", "parameters": {"weight": 1}}}]
+    )
     rounds: RoundsSection | None = None
     evaluation: EvaluationSection | None = None
     directory: Annotated[Path, Field(exclude=True)] = Path()

@@ -215,7 +215,9 @@ def test_load_comparison_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match=r"comparison\.json: no such file; `ordermerge run` writes it"):
         load_comparison(path)
     path.write_text('{"comparisons": 1}')
-    with pytest.raises(UserError, match=r"not a comparison \(comparisons: Input should be a valid array\)"):
+    with pytest.raises(
+        UserError, match=r"damaged \(`comparisons` must be a list; got .*`ordermerge run` writes it anew"
+    ):
         load_comparison(path)
 
 

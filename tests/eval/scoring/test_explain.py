@@ -14,10 +14,10 @@ from ordermerge.config.schema import EvaluationSection
 from ordermerge.errors import UserError
 from ordermerge.eval.scoring.checks import settings_problems
 from ordermerge.eval.scoring.explain import explained
-from ordermerge.eval.scoring.hub import is_offline, offline_if_unreachable
+from ordermerge.eval.scoring.hub import offline_if_unreachable
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
 from ordermerge.eval.scoring.tasks import on_hub
-from ordermerge.models import missing_package
+from ordermerge.models import is_offline, missing_package
 
 
 def of_torch() -> Exception:

@@ -122,7 +122,11 @@ def test_unknown_keys_inside_slices_and_modules_are_found() -> None:
         ("parameter_selection", {"models": [{"model": A}, {"model": A}]}, "Duplicate merge inputs"),
         ("linear", {}, "linear needs `weight` for every model; `models` lacks it for /models/a"),
         ("slerp", {"base_model": A, "models": [*MODELS, {"model": "c"}], "parameters": {"t": 1}}, "exactly 2 inputs"),
-        ("ties", {"parameters": {"weight": 1}}, "requires a base input for `models`"),
+        (
+            "ties",
+            {"parameters": {"weight": 1}},
+            "`ties` needs `base_model`, the model that those of `models` were made from; name it",
+        ),
         ("slerp", {"base_model": A}, "slerp needs `t`; give it in the top-level `parameters`"),
         (
             "linear",
@@ -134,7 +138,11 @@ def test_unknown_keys_inside_slices_and_modules_are_found() -> None:
             {"models": None, "slices": [{"sources": [{"model": A, "layer_range": [0, 1]}]}]},
             "linear needs `weight` for every model; `slices[0].sources` lacks it for /models/a",
         ),
-        ("linear", {"models": None}, "Exactly one of 'models', 'slices', or 'modules' must be present"),
+        (
+            "linear",
+            {"models": None},
+            "`models` is missing, or stands beside `slices` or `modules`; give one of the three",
+        ),
         ("linear", {"models": [{"modell": A}]}, "unknown key `models[0].modell` (did you mean 'model'?)"),
     ],
 )
