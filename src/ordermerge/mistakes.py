@@ -149,9 +149,9 @@ def _keys(detail: ErrorDetails, content: Any) -> tuple[int | str, ...]:
     keys: list[int | str] = []
     absent = detail["loc"][-1:] if detail["type"] == "missing" else ()
     for part in detail["loc"][: len(detail["loc"]) - len(absent)]:
-        if isinstance(content, Mapping) and part in content:
-            content = content[part]
-        elif isinstance(content, list | tuple) and isinstance(part, int) and part < len(content):
+        if (isinstance(content, Mapping) and part in content) or (
+            isinstance(content, list | tuple) and isinstance(part, int) and part < len(content)
+        ):
             content = content[part]
         else:
             continue
