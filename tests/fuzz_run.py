@@ -202,7 +202,7 @@ def _breaks(command: list[str], path: Path, run: Path) -> str | None:
         return "".join(traceback.format_exception(done.exception, limit=-4))
     if done.exit_code == 0:
         return None
-    message = done.stderr.rpartition("Error: ")[2]
+    message = f"\n{done.stderr}".rpartition("\nError: ")[2]
     named = any(str(place) in message for place in [path, *path.parents[:-1]] if place.is_relative_to(run))
     if (
         done.exit_code != 1

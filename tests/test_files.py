@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from safetensors import SafetensorError
 
 from ordermerge.cli import main
+from ordermerge.errors import UserError
 from ordermerge.files import (
     fingerprint,
     fingerprint_path,
@@ -20,6 +21,8 @@ from ordermerge.files import (
     write_problem,
     write_text,
 )
+from ordermerge.locks import lock
+from ordermerge.run_directory import failure_noted
 
 
 def test_write_text_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -52,6 +55,29 @@ def test_what_a_killed_writer_left_goes_and_a_living_ones_stays(tmp_path: Path) 
     write_text(tmp_path / "x", "one")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"x", f".x.writing-{host}-{os.getpid()}-00", ".x.writing-elsewhere-1-00"}
+
+
+def test_no_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other"
+    other.write_text("another's")
+    for name in ("x", "last_failure.log"):
+        (tmp_path / name).symlink_to(other)
+    write_text(tmp_path / "x", "one")
+    with pytest.raises(KeyError), failure_noted(tmp_path):
+        raise KeyError
+    assert (tmp_path / "x").read_text() == "one"
+    assert "KeyError" in (tmp_path / "last_failure.log").read_text()
+    monkeypatch.setattr("ordermerge.files.unique", lambda: "guessed")
+    (tmp_path / ".y.writing-guessed").symlink_to(other)
+    (tmp_path / ".y.lock").symlink_to(other)
+    with pytest.raises(FileExistsError):
+        write_text(tmp_path / "y", "one")
+    with (
+        pytest.raises(UserError, match=r"\.y\.lock: cannot be written: Too many levels of symbolic links; "),
+        lock(tmp_path / "y"),
+    ):
+        pass
+    assert other.read_text() == "another's"
 
 
 @pytest.mark.parametrize(

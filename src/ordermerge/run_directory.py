@@ -15,9 +15,9 @@ from typing_extensions import TypedDict
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
 from ordermerge.config.trainings import control_runs
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, printable
 from ordermerge.file_kinds import RUN, wrong_kind
-from ordermerge.files import Digest, FileRecord, digests, file_problems, fingerprint_file, write_json
+from ordermerge.files import Digest, FileRecord, digests, file_problems, fingerprint_file, write_json, write_text
 from ordermerge.models import MERGE_MARKER, RUN_FILE, Model
 from ordermerge.yaml_json import read_json
 
@@ -195,9 +195,9 @@ def failure_noted(run: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        with suppress(OSError):  # a full disk must not hide the error
+        with suppress(OSError, UserError):  # a full disk must not hide the error
             if run.is_dir():
-                (run / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
+                write_text(run / FAILURE, printable(traceback.format_exc()))
         raise
     with suppress(OSError):
         (run / FAILURE).unlink(missing_ok=True)
