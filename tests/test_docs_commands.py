@@ -1,0 +1,137 @@
+"""Every command block of the documentation does what it says, in a scratch copy on few records."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+# Not part of a checkout.
+OTHER = shutil.ignore_patterns(
+    ".git",
+    ".*venv",
+    ".*_cache",
+    ".hypothesis",
+    "__pycache__",
+    "*.egg-info",
+    "runs",
+    "site",
+    "build",
+    "models",
+    "eval-results",
+)
+RECORDS = {"train": 40, "valid": 16, "test": 16}
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+docs = load(ROOT / "scripts" / "docs_commands.py")
+forked = load(ROOT / "tests" / "forked_commands.py")
+NOT_RUN = {**docs.NEVER, **docs.BY_HAND}
+ADDING = "docs/contributing_a_method.md"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment whose `ordermerge`, `mergekit-yaml` and `python` start at once."""
+    folder = tmp_path_factory.mktemp("commands")
+    address = str(folder / "socket")
+    forked.write_clients(folder / "bin", address)
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    command = [sys.executable, forked.__file__, address]
+    with subprocess.Popen(command, env=os.environ | offline, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield {**os.environ, **offline, "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])}
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    """A copy of this checkout in which the quickstart has run, on the first of its records."""
+    place = copy(tmp_path_factory.mktemp("docs") / "ordermerge")
+    for name, count in RECORDS.items():
+        file = place / "recipes" / "quickstart" / f"{name}.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:count]))
+    experiment = place / "recipes" / "quickstart" / "experiment.yml"
+    small = (
+        experiment.read_text().replace("every: 15", "every: 2").replace("train_batch_size: 16", "train_batch_size: 8")
+    )
+    experiment.write_text(small)
+    subprocess.run(["ordermerge", "run", str(experiment)], cwd=place, env=environment, check=True)
+    return place
+
+
+def test_what_is_not_run_is_on_a_page() -> None:
+    commands = [command for page in docs.pages() for block in docs.runnable(page) for command in block.commands()]
+    assert [start for start in NOT_RUN if not any(command.startswith(start) for command in commands)] == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("page", [page for page in docs.pages() if page != ADDING])
+def test_commands_of_a_page_do_what_it_says(
+    page: str, checkout: Path, environment: dict[str, str], subtests: pytest.Subtests
+) -> None:
+    docs.prepare(page, checkout, environment)
+    commit(checkout)
+    follow(page, checkout, environment, subtests)
+    written = {block.file for block in docs.runnable(page)}
+    assert untracked(checkout) <= written, "the commands' files are not in .gitignore"
+
+
+@pytest.mark.integration
+def test_method_is_added_as_the_page_says(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    place, package = copy(tmp_path / "ordermerge"), tmp_path / "package"
+    commit(place)
+    package.mkdir()
+    load(place / "scripts" / "check_types.py").link_package(package)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    follow(ADDING, place, {**os.environ, "PATH": path, "PYTHONPATH": str(package)}, subtests)
+    assert untracked(place) - {block.file for block in docs.runnable(ADDING)} == set()
+    models = [load_file(place / "try" / f"model_{k}" / "model.safetensors") for k in range(3)]
+    merged = load_file(place / "merged" / "model.safetensors")
+    assert merged.keys() == models[0].keys()
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, torch.stack([model[name].bfloat16() for model in models]).median(dim=0).values), name
+
+
+def follow(page: str, place: Path, environment: dict[str, str], subtests: pytest.Subtests) -> None:
+    for block in docs.runnable(page):
+        with subtests.test(str(block)):
+            docs.run(block, place, environment, NOT_RUN, docs.SHORTER)
+        for command, reason in block.left_out(NOT_RUN):
+            with subtests.test(command):
+                pytest.skip(f"{block}: {reason}: {command[:60]}")
+
+
+def copy(place: Path) -> Path:
+    shutil.copytree(ROOT, place, ignore=OTHER, symlinks=True)
+    subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
+    return place
+
+
+def commit(place: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "add", "--all"], cwd=place, check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "a"], cwd=place, check=True)
+
+
+def untracked(place: Path) -> set[str]:
+    command = ["git", "ls-files", "--others", "--exclude-standard"]
+    return set(subprocess.run(command, cwd=place, check=True, capture_output=True, text=True).stdout.split())
