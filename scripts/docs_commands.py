@@ -20,6 +20,7 @@ NEVER = {
     "git clone": "the clone is where the commands run",
     "make test": "runs this",
     "pytest -n 2": "runs this",
+    "ordermerge pareto finetuned": "gsm8k and mbpp are on the hub",
     "hf upload": "needs an account on the hub",
     "lm_eval": "gsm8k is on the hub",
     "orders=$(sbatch": "needs Slurm",

@@ -53,6 +53,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    named = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {page.relative_to(ROOT).as_posix() for page in PAGES if "results" not in page.parts}
+    assert pages <= named, "name the page under `nav` in mkdocs.yml"
+
+
 def test_readme_commands_exist() -> None:
     commands = [
         shlex.split(line) for line in re.findall(r"^\$ (ordermerge .*?)(?:\s+#.*|\s*\\)?$", README, re.MULTILINE)
