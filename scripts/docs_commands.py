@@ -25,7 +25,6 @@ NEVER = {
     "lm_eval": "gsm8k is on the hub",
     "orders=$(sbatch": "needs Slurm",
     "sbatch": "needs Slurm",
-    "srun": "needs Slurm",
     "accelerate launch": "needs GPUs; tests start two processes with torchrun",
     "ordermerge check recipes/olmo": "downloads 18 to 117 GB",
     "ordermerge merge recipes/olmo": "downloads 18 to 117 GB",
