@@ -23,7 +23,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        for order in ("0", "1", "2"):
+        for order in ("0", "1"):
             shutil.copytree("base", f"runs/start/orders/{order}")
         shutil.copy("experiment.yml", "runs/start/experiment.yml")
         Path("broken.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a", "ans\n')
@@ -322,10 +322,6 @@ COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "a GPU that is not there": (
         ("losses", RUN, "--device", "cuda:0"),
         "--device: cuda:0 is not there: torch has no CUDA device on this machine; leave `device` out, or choose",
-    ),
-    "a folder that holds something": (
-        ("merge", RECIPE, "tasks"),
-        "tasks: exists and was not made by a merge; name a new folder",
     ),
     "results that are not there": (
         ("compare", "runs/start/eval/order_9"),
