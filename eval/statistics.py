@@ -17,6 +17,7 @@ RESAMPLES = 9_999
 SEED = 0
 POWER = 0.8
 _EXACT_UNITS = 20_000  # a longer distribution than this is sampled: its convolution would take seconds
+MOST_UNITS = 20_000  # of a bootstrap or permutation; more go in groups, or by the normal limit
 _CHUNK = 4_000_000  # numbers in an intermediate array
 Array = NDArray[np.float64]
 
@@ -152,7 +153,7 @@ def bootstrap_interval(
     """Return the ends, [2, ...], of a percentile bootstrap interval of a statistic of sums over units.
 
     Args:
-        moments: Shape [n, m]: what each unit adds to m sums.
+        moments: Shape [n, m]: what each unit adds to m sums (see `unit_sums`).
         statistic: Maps sums of shape [B, m] to values of shape [B, ...].
         resamples: B in all.
         generator: Draws.
@@ -164,6 +165,26 @@ def bootstrap_interval(
         weights = np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
         values.append(statistic(weights @ moments))
     return np.nanquantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+
+
+def unit_sums(n: int, terms: Callable[[slice], Array]) -> Array:
+    """Return what units add to sums; of more than `MOST_UNITS`, what groups of them add.
+
+    Each group takes every `MOST_UNITS`-th unit. Drawn with replacement, groups spread as units do, and neither time nor
+    memory of a bootstrap grows with n any more.
+
+    Args:
+        n: The number of units.
+        terms: Returns a new array of shape [units, m]: what the units of a slice add to m sums.
+
+    Returns:
+        Shape [min(n, MOST_UNITS), m].
+    """
+    sums = terms(slice(0, MOST_UNITS))
+    for start in range(MOST_UNITS, n, MOST_UNITS):
+        part = terms(slice(start, start + MOST_UNITS))
+        sums[: len(part)] += part
+    return sums
 
 
 def _exact_p_value(steps: NDArray[np.int64], counts: NDArray[np.int64], observed: int) -> float:

@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ordermerge.eval.imbalance.effect import contrast
-from ordermerge.eval.statistics import Array, bootstrap_interval
+from ordermerge.eval.statistics import Array, bootstrap_interval, unit_sums
 
 _CONNECTED = 1e-6  # smallest eigenvalue, as a share of the largest, of bins that units do compare
 
@@ -67,14 +68,17 @@ def mean_curve(values: Array, positions: Array, *, bins: int = 10, resamples: in
         resamples: How many the bands rest on; units are drawn.
         seed: Of the bands.
     """
-    members = np.eye(bins)[_bin(positions, bins)]  # [K, n, bins]
-    moments = np.concatenate([(members * values[..., None]).sum(axis=0), members.sum(axis=0)], axis=1)
+    places = _bin(positions, bins)
+
+    def terms(part: slice) -> Array:
+        members = np.eye(bins)[places[:, part]]  # [K, units, bins]
+        return np.concatenate([(members * values[:, part, None]).sum(axis=0), members.sum(axis=0)], axis=1)
 
     def means(sums: Array) -> Array:
         with np.errstate(invalid="ignore"):  # a bin without values is NaN
             return sums[:, :bins] / sums[:, bins:]
 
-    return _curve(moments, means, bins, resamples, seed)
+    return _curve(unit_sums(values.shape[1], terms), means, bins, resamples, seed)
 
 
 def contrast_curve(losses: Array, positions: Array, *, bins: int = 10, resamples: int = 1000, seed: int = 0) -> Curve:
@@ -93,12 +97,10 @@ def contrast_curve(losses: Array, positions: Array, *, bins: int = 10, resamples
     """
     y = contrast(losses)
     for count in range(bins, 1, -1):
-        design = contrast(np.eye(count)[_bin(positions, count)])
-        eigenvalues = np.linalg.eigvalsh(np.einsum("kib,kic->bc", design, design))
+        moments = unit_sums(y.shape[1], partial(_design_terms, _bin(positions, count), y, count))
+        eigenvalues = np.linalg.eigvalsh(moments[:, :-count].sum(axis=0).reshape(count, count))
         if eigenvalues[1] > _CONNECTED * eigenvalues[-1]:  # the first is 0: levels are only told up to a constant
             break
-    squares = np.einsum("kib,kic->ibc", design, design).reshape(len(y[0]), -1)
-    moments = np.concatenate([squares, np.einsum("kib,ki->ib", design, y)], axis=1)
 
     def solve(sums: Array) -> Array:
         matrices = sums[:, :-count].reshape(-1, count, count)
@@ -123,12 +125,14 @@ def merged_trace(merged: Array, losses: Array, positions: Array, *, resamples: i
     """
     count, n = losses.shape
     x, y = contrast(positions), contrast(losses)
-    design = np.concatenate([np.ones((n, 1)), positions.T], axis=1)
-    outcome = merged - losses.mean(axis=0)
-    width = count + 1
-    squares = (design[:, :, None] * design[:, None, :]).reshape(n, -1)
-    products = [(x * y).sum(axis=0), (x * x).sum(axis=0)]
-    moments = np.concatenate([squares, design * outcome[:, None], np.stack(products, axis=1)], axis=1)
+    outcome, width = merged - losses.mean(axis=0), count + 1
+
+    def terms(part: slice) -> Array:
+        own, other = x[:, part], y[:, part]
+        design = np.concatenate([np.ones((1, own.shape[1])), positions[:, part]]).T
+        squares = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+        products = [(own * other).sum(axis=0), (own * own).sum(axis=0)]
+        return np.concatenate([squares, design * outcome[part, None], np.stack(products, axis=1)], axis=1)
 
     def traces(sums: Array) -> Array:
         inverse = np.linalg.pinv(sums[:, : width**2].reshape(-1, width, width), hermitian=True)
@@ -138,6 +142,7 @@ def merged_trace(merged: Array, losses: Array, positions: Array, *, resamples: i
         mean = slopes.mean(axis=1, keepdims=True)
         return np.concatenate([mean, mean / own, slopes], axis=1)
 
+    moments = unit_sums(n, terms)
     slope, share, *slopes = traces(moments.sum(axis=0)[None])[0]
     low, high = bootstrap_interval(moments, traces, resamples, np.random.default_rng(seed))
     return Trace(
@@ -163,13 +168,26 @@ def moved_together(positions: NDArray[np.int64], batch: int, places: int | None 
     """
     if batch <= 1:
         return None
-    batches = positions // batch
-    _, units = np.unique(batches, axis=1, return_inverse=True)
-    return units if units.max() + 1 == -(-(places or positions.shape[1]) // batch) else None
+    batches, n = positions // batch, positions.shape[1]
+    units, number = batches[0], -(-(places or n) // batch)
+    of_each = np.zeros(number, np.int64)
+    of_each[units] = np.arange(n)  # one sample of each batch, which all others of it are to move with
+    whole = np.bincount(units, minlength=number).all()
+    together = whole and bool((batches == batches[:, of_each[units]]).all())
+    return units if together else None
 
 
 def _bin(positions: Array, bins: int) -> NDArray[np.int64]:
     return np.minimum((positions * bins).astype(np.int64), bins - 1)
+
+
+def _design_terms(places: NDArray[np.int64], y: Array, bins: int, part: slice) -> Array:
+    """Return what units add to the normal equations: squares and products of the contrasts of their bins with y."""
+    by_order = np.stack([np.bincount(row, minlength=bins) for row in places])[:, None] / places.shape[1]
+    members = np.eye(bins)[places[:, part]]
+    design = members - by_order - members.mean(axis=0, keepdims=True) + by_order.mean(axis=0, keepdims=True)
+    squares = np.einsum("kib,kic->ibc", design, design).reshape(design.shape[1], -1)
+    return np.concatenate([squares, np.einsum("kib,ki->ib", design, y[:, part])], axis=1)
 
 
 def _curve(moments: Array, statistic: Callable[[Array], Array], bins: int, resamples: int, seed: int) -> Curve:

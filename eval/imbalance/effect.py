@@ -9,7 +9,8 @@ together and so do (x_1i .. x_Ki); the samples' labels on one side are permuted.
 random, so it is exact whatever the losses' distribution, however unlike the orders are in level and spread, and
 however correlated samples are within an order. Permuting, per sample, which position goes with which loss would need
 losses that are exchangeable between orders and independent between samples; neither holds. Where samples move in
-batches, a batch is the unit.
+batches, a batch is the unit. Of more than `MOST_UNITS` units the p-value is the normal limit of that test
+(Hoeffding, Ann. Math. Stat. 22, 1951), as n log n in time and not 5,000 n.
 
 Shapes: K orders, n units, both at least 2; losses and positions are float64 of shape [K, n], positions from 0 (first)
 to 1 (last).
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
 
-from ordermerge.eval.statistics import Array, bootstrap_interval
+from ordermerge.eval.statistics import MOST_UNITS, Array, bootstrap_interval, unit_sums
 
 _AT_ONCE = 2**22  # numbers in an intermediate array
 LOSS_FLOOR = 1e-6  # below, a float32 softmax leaves rounding errors only, which the logarithm would blow up
@@ -106,7 +107,8 @@ def position_effect(
     scale = np.sqrt((x_ranks**2).sum() * (y_ranks**2).sum()) or 1.0
     generator = np.random.default_rng(seed)
     slope_p, rho_p = _permutation_p([(x, y), (x_ranks, y_ranks)], permutations, generator)
-    moments = np.stack([(x * y).sum(axis=0), (x * x).sum(axis=0)], axis=1)
+    products = np.stack([(x * y).sum(axis=0), (x * x).sum(axis=0)], axis=1)
+    moments = unit_sums(len(products), lambda part: products[part].copy())
     low, high = bootstrap_interval(moments, lambda sums: sums[:, 0] / sums[:, 1], resamples, generator)
     slope = (x * y).sum() / (x * x).sum()
     return Effect(float(slope), float(low), float(high), slope_p, float((x_ranks * y_ranks).sum() / scale), rho_p)
@@ -117,6 +119,8 @@ def _permutation_p(
 ) -> tuple[float, ...]:
     """Return, for each pair, how often sum(x y) is at least as far from 0 when units are permuted."""
     n = pairs[0][0].shape[1]
+    if n > MOST_UNITS:
+        return tuple(max(_normal_p(*pair), 1 / (permutations + 1)) for pair in pairs)
     sides = [(x.T.copy(), y.T.ravel()) for x, y in pairs]  # a unit's K values lie together
     observed = [abs((x * y).sum()) for x, y in pairs]
     reached = np.ones(len(pairs))  # the draw that was made is one of them
@@ -126,3 +130,13 @@ def _permutation_p(
         for i, (x, y) in enumerate(sides):
             reached[i] += (np.abs(x[drawn].reshape(len(drawn), -1) @ y) >= observed[i] * (1 - 1e-12)).sum()
     return tuple(float(count) / (permutations + 1) for count in reached)
+
+
+def _normal_p(x: Array, y: Array) -> float:
+    """Return the chance that sum(x y) is at least as far from 0 when units are permuted, by its normal limit."""
+    n, means = x.shape[1], [values.mean(axis=1, keepdims=True) for values in (x, y)]
+    middle = n * float((means[0] * means[1]).sum())
+    scatter = [(values - mean) @ (values - mean).T for values, mean in zip((x, y), means, strict=True)]
+    spread = np.sqrt((scatter[0] * scatter[1]).sum() / (n - 1)) or 1.0
+    observed = abs(float((x * y).sum()))
+    return float(norm.sf((observed - middle) / spread) + norm.cdf((-observed - middle) / spread))

@@ -1,7 +1,8 @@
 """A run's losses and positions, brought together by sample."""
 
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,15 @@ def read_table(run: Path, experiment: Experiment) -> LossTable:
         )
     single = [train[order_name(number)] for number in orders]
     merged = {name: train[name] for name in experiment.merges if name in train}
-    ids = _shared([*single, *merged.values(), *(order.sample_ids.tolist() for order in orders.values())])
+    places = [(order.sample_ids.numpy(),) for order in orders.values()]
+    shared = functools.partial(np.intersect1d, assume_unique=True)
+    ids = functools.reduce(shared, [found[0] for found in (*single, *merged.values(), *places)])
     if len(ids) < 2:
         raise UserError(
             f"{run}: {len(ids)} samples have a loss under every model and a position in every order; 2 are needed"
         )
-    losses = np.array([[values[i] for i in ids] for values in single])
-    rows = {name: np.array([values[i] for i in ids]) for name, values in merged.items()}
+    losses = np.stack([values[_places(known, ids)] for known, values in single])
+    rows = {name: values[_places(known, ids)] for name, (known, values) in merged.items()}
     positions, units = _positions(list(orders.values()), ids)
     if units is not None:
         losses, positions = unit_means(losses, units), unit_means(positions, units)
@@ -139,27 +142,30 @@ def _read_losses(run: Path, models: Mapping[str, str]) -> dict[str, dict[str, An
     return found
 
 
-def _by_sample(table: Mapping[str, Any], split: str) -> dict[int, float]:
+def _by_sample(table: Mapping[str, Any], split: str) -> tuple[np.ndarray, Array]:
+    """Return the samples of a split that have a loss, and their losses."""
     kept = (table["split"] == split) & np.isfinite(table["loss"])  # NaN: nothing was learnt of it
-    return dict(zip(table["sample_id"][kept].tolist(), table["loss"][kept].tolist(), strict=True))
+    return table["sample_id"][kept], table["loss"][kept]
 
 
 def _means(table: Mapping[str, Any]) -> dict[str, float]:
     splits = ("train", "validation")
-    return {split: float(np.mean(list(losses.values()))) for split in splits if (losses := _by_sample(table, split))}
+    losses = {split: _by_sample(table, split)[1] for split in splits}
+    return {split: float(found.mean()) for split, found in losses.items() if len(found)}
 
 
-def _shared(collections: Iterable[Iterable[int]]) -> list[int]:
-    return sorted(set.intersection(*map(set, collections)))
+def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return where samples stand among others, all different, that include them."""
+    sorted_places = np.argsort(known)
+    return sorted_places[np.searchsorted(known, ids, sorter=sorted_places)]
 
 
-def _positions(orders: list[OrderPositions], ids: list[int]) -> tuple[Array, np.ndarray | None]:
+def _positions(orders: list[OrderPositions], ids: np.ndarray) -> tuple[Array, np.ndarray | None]:
     """Return positions from 0 to 1 of some samples, [K, epochs, samples], and their units if they move in batches."""
     epochs = min(order.positions.shape[0] for order in orders)
     places, scaled = [], []
     for order in orders:
-        column = {sample: place for place, sample in enumerate(order.sample_ids.tolist())}
-        found = order.positions[:, [column[i] for i in ids]].numpy()
+        found = order.positions.numpy()[:, _places(order.sample_ids.numpy(), ids)]
         # First and last epoch are what is looked at, also where someone's orders differ in their number of epochs.
         places.append(found if len(found) == epochs else np.concatenate([found[: epochs - 1], found[-1:]]))
         scaled.append(places[-1] / max(1, order.units - 1))

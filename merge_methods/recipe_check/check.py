@@ -23,15 +23,16 @@ from pydantic import ValidationError
 
 from ordermerge.config.library_fields import unknown_keys
 from ordermerge.errors import did_you_mean, quoted
-from ordermerge.files import user_path
+from ordermerge.files import file_states, fingerprint, user_path
 from ordermerge.merge_methods import FIRST_PASSES
 from ordermerge.merge_methods.parameter_selection import NAMES
 from ordermerge.merge_methods.parameters import Weight
 from ordermerge.merge_methods.recipe_check.layout import CODE, Fit, fit
 from ordermerge.merge_methods.recipe_check.staging import staged
 from ordermerge.mistakes import LIST, MAPPING, mistakes
-from ordermerge.models import local_folder
+from ordermerge.models import local_folder, model_folder
 
+_FITS: dict[str, Fit] = {}  # by `_fit_key`
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _DTYPE_NAMES = {"bf16": "bfloat16", "bfloat": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"}
 _DTYPE_NAMES |= {"fp32": "float32", "f32": "float32", "float": "float32", "fp64": "float64", "double": "float64"}
@@ -100,16 +101,38 @@ def check_recipe(
 def recipe_fit(config: MergeConfiguration, options: MergeOptions | None = None, *, stand_in: str | None = None) -> Fit:
     """Return how the models of a recipe can be merged with each other: by mergekit's tables, or by tensor name.
 
+    It is found once for all recipes that differ in nothing but parameters, while no file of the models changes: an
+    experiment has many merges of the same models.
+
     Args:
         config: A recipe that mergekit's schema accepts.
         options: mergekit's options; if not given, models whose own code would have to be run are passed over.
         stand_in: A model that represents those that are not there yet.
     """
     found = options or MergeOptions()
-    with staged(config, cache_dir=found.transformers_cache, stand_in=stand_in) as stage:
-        fits = fit(stage, found)
+    key = _fit_key(config, found, stand_in)
+    if key not in _FITS:
+        with staged(config, cache_dir=found.transformers_cache, stand_in=stand_in) as stage:
+            _FITS[key] = fit(stage, found)
+    fits = _FITS[key]
     untried = options is None and fits.problems and all(problem.endswith(CODE) for problem in fits.problems)
     return Fit(warnings=fits.problems) if untried else fits
+
+
+def _fit_key(config: MergeConfiguration, options: MergeOptions, stand_in: str | None) -> str:
+    """Return what another fit of a recipe's models has another one of: all but parameters, and the models' files."""
+    models = {str(part) for ref in config.referenced_models() for part in (ref, ref.model, ref.lora) if part}
+    places = (model_folder(model, options.transformers_cache) for model in sorted({*models, *filter(None, [stand_in])}))
+    files = (file for place in places if place for file in place.iterdir() if file.is_file())
+    return fingerprint(
+        [_without_parameters(config.model_dump(mode="json")), vars(options), stand_in, file_states(files)]
+    )
+
+
+def _without_parameters(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _without_parameters(item) for key, item in node.items() if key != "parameters"}
+    return [_without_parameters(item) for item in node] if isinstance(node, list) else node
 
 
 def needs_first_pass(recipe: Mapping[str, Any]) -> bool:

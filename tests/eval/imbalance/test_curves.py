@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ordermerge.eval import statistics
 from ordermerge.eval.imbalance.curves import contrast_curve, mean_curve, merged_trace, moved_together
 from ordermerge.eval.statistics import Array
 
@@ -99,3 +100,22 @@ def test_batches_that_move_as_one_are_seen() -> None:
     assert groups == {frozenset(part.tolist()) for part in (*full, short)}
     assert moved_together(np.stack([generator.permutation(11) for _ in range(4)]), 3) is None
     assert moved_together(positions, 1) is None
+
+
+def test_curves_of_many_units_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(4)
+    positions = np.stack([generator.permutation(1000) for _ in range(3)]) / 999
+    losses = generator.normal(size=(3, 1000)) + positions**2
+    merged = losses.mean(axis=0)
+
+    def measured() -> list[np.ndarray]:
+        curves = [mean_curve(losses, positions, bins=4), contrast_curve(losses, positions, bins=4)]
+        trace = merged_trace(merged, losses, positions)
+        ends = [(curve.mean, curve.low, curve.high) for curve in curves]
+        return [np.stack(one) for one in (*ends, (trace.by_order, trace.by_order_low, trace.by_order_high))]
+
+    few = measured()
+    monkeypatch.setattr(statistics, "MOST_UNITS", 300)  # the last groups have a unit less
+    for (mean, low, high), (same, lower, upper) in zip(few, measured(), strict=True):
+        np.testing.assert_allclose(same, mean, rtol=1e-9)
+        np.testing.assert_allclose(upper - lower, high - low, rtol=0.3)

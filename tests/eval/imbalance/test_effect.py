@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, spearmanr
 
+from ordermerge.eval import statistics
+from ordermerge.eval.imbalance import effect
 from ordermerge.eval.imbalance.effect import contrast, log_loss, position_effect, unit_means
 from ordermerge.eval.statistics import Array
 
@@ -107,6 +109,25 @@ def test_p_is_a_permutations_p() -> None:
         positions * -1.0 + 0.01 * generator.normal(size=positions.shape), positions, permutations=199
     )
     assert strong.slope_p == strong.rho_p == 1 / 200  # never 0: the order that was drawn counts as one
+
+
+def test_many_units_have_the_p_and_the_interval_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    n, permutations = 900, 1999
+    positions = draw_positions(generator, n) / (n - 1)
+    losses = draw_logs(generator, n) - 0.05 * positions
+    exact = position_effect(losses, positions, permutations=permutations)
+    for module in (statistics, effect):
+        monkeypatch.setattr(module, "MOST_UNITS", 300)
+    limit = position_effect(losses, positions, permutations=permutations)
+    assert (limit.slope, limit.rho) == (exact.slope, exact.rho)
+    for p, other in ((limit.slope_p, exact.slope_p), (limit.rho_p, exact.rho_p)):
+        assert 0.01 < other < 0.99
+        assert abs(p - other) < 4 * np.sqrt(other * (1 - other) / permutations)  # of the draw; the limit adds less
+    # 300 groups of 3 give the width to 1 / sqrt(2 * 300) = 4 %, 2000 resamples its ends to about as much.
+    assert limit.high - limit.low == pytest.approx(exact.high - exact.low, rel=0.25)
+    strong = position_effect(losses - 5 * positions, positions, permutations=permutations)
+    assert strong.slope_p == strong.rho_p == 1 / 2000  # claims no more than permutations could
 
 
 def test_units_that_never_move_take_no_part() -> None:

@@ -12,7 +12,9 @@ import transformers
 from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
 
+from ordermerge.merge_methods.recipe_check import check as checks
 from ordermerge.merge_methods.recipe_check.check import check_recipe
+from ordermerge.merge_methods.recipe_check.layout import fit
 
 AGAIN = "copy or download it again"
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -209,3 +211,18 @@ def test_buffers_of_whole_numbers_may_differ(models: list[Path]) -> None:
     edit(models[1], lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}))
     (problem,) = check(*models)
     assert problem.startswith(f"tensors of different shapes: `model.norm.weight` is [32] in {models[0]}, [3] in")
+
+
+def test_recipes_that_differ_in_parameters_alone_are_looked_at_once(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr(checks, "fit", lambda stage, options: (looked.append(stage), fit(stage, options))[1])
+    for weight in (1, 2, 3):
+        assert check(*models, parameters={"weight": weight}) == []
+    assert len(looked) == 1
+    assert check(*models[:2]) == []
+    assert len(looked) == 2
+    edit(models[1], lambda tensors: tensors.update(other=torch.ones(2)))
+    assert check(*models) != []
+    assert len(looked) == 3
