@@ -120,7 +120,7 @@ class Models:
         """
         draw = random.Random(f"{seed} {number}")
         recipe = self._recipe(draw)
-        for _ in range(draw.choice([0, 1, 1, 2])):
+        for _ in range(draw.choice([0, 0, 1, 1, 2])):
             recipe = self._mutated(recipe, draw)
         text = yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False)
         self.recipe.write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -1,6 +1,6 @@
 """Some hundred mutated and damaged files, each accepted or refused in one sentence.
 
-`python tests/fuzz.py` and `python tests/fuzz_run.py` for many more.
+`python tests/fuzz.py`, `tests/fuzz_merge.py` and `tests/fuzz_run.py` for many more.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ def script(name: str) -> ModuleType:
 
 
 fuzz = script("fuzz")
-fuzz_run = script("fuzz_run")
+fuzz_run, fuzz_merge = script("fuzz_run"), script("fuzz_merge")
 
 
 def test_mutated_files_are_accepted_or_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +40,12 @@ def test_commands_on_damaged_runs_end_well_or_in_one_sentence(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     run = fuzz_run.Run(tmp_path)
     assert [problem for number in range(150) if (problem := run.case(number, seed=1))] == []
+
+
+@pytest.mark.integration
+def test_what_the_check_accepts_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = fuzz_merge.Models(tmp_path)
+    found = [models.case(number, seed=1) for number in range(80)]
+    assert [problem for problem in found if problem] == []
+    assert found.count(None) > 20

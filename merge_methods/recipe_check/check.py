@@ -3,10 +3,14 @@
 Everything legal in mergekit is legal here; the schema is mergekit's own, and so are the methods' parameters.
 """
 
+import importlib.resources
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from mergekit._data import chat_templates
 from mergekit.common import ModelPath, ModelReference
 from mergekit.config import (
     ConditionalParameter,
@@ -34,6 +38,7 @@ from ordermerge.models import local_folder, model_folder
 
 _FITS: dict[str, Fit] = {}  # by `_fit_key`
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
+_MOST_PADDING = 2**16  # rows of the embeddings; models have multiples of 256 at most
 _DTYPE_NAMES = {"bf16": "bfloat16", "bfloat": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16"}
 _DTYPE_NAMES |= {"fp32": "float32", "f32": "float32", "float": "float32", "fp64": "float64", "double": "float64"}
 
@@ -84,7 +89,12 @@ def check_recipe(
     for scope in scopes:
         problems += _parameter_problems(method, scope)
     misspelt = any(problem.startswith("unknown") for problem in problems)  # which may be what is lacking
-    problems += [*_dtype_problems(config, options), *_input_problems(method, config, complete=not misspelt)]
+    problems += [
+        *_dtype_problems(config, options),
+        *_template_problems(config.chat_template),
+        *_padding_problems(config),
+    ]
+    problems += [*_input_problems(method, config, complete=not misspelt)]
     if not problems and method.spec.name in NAMES:
         problems += _selection_problems(config, scopes)
     if not problems and Weight in [parameter.value_type for parameter in method.spec.parameters]:
@@ -173,6 +183,24 @@ def _dtype_problems(config: MergeConfiguration, options: MergeOptions | None) ->
             meant = _DTYPE_NAMES.get(name.removeprefix("torch.").lower())
             hint = f" (did you mean {meant!r}?)" if meant else did_you_mean(name, _DTYPES)
             yield f"`{key}`: mergekit has no dtype {name!r}{hint}"
+
+
+def _template_problems(template: str | None) -> Iterator[str]:
+    """Yield what mergekit takes for no chat template: it would say so when everything is merged."""
+    shipped = [file.name for file in importlib.resources.files(chat_templates).iterdir()]
+    names = sorted(name.removesuffix(".jinja") for name in shipped if name.endswith(".jinja"))
+    if not template or template in ("auto", *names) or ("{" in template and len(template) >= 20):
+        return
+    yield (
+        f"`chat_template` must be auto, one of mergekit's templates ({', '.join(names)}) or Jinja of at least 20 "
+        f"characters; got {quoted(template)}"
+    )
+
+
+def _padding_problems(config: MergeConfiguration) -> Iterator[str]:
+    padding = config.tokenizer and config.tokenizer.pad_to_multiple_of
+    if padding and not 0 < padding <= _MOST_PADDING:
+        yield f"`tokenizer.pad_to_multiple_of` must be from 1 to {_MOST_PADDING:,}; got {quoted(padding)}"
 
 
 def _find_method(recipe: Mapping[str, Any]) -> MergeMethod | None:
@@ -340,8 +368,15 @@ def _incomplete(model: ModelReference) -> Iterator[str]:
 
 def _no_folder(part: ModelPath) -> str | None:
     folder = user_path(part.path)
-    local = folder.exists() or part.path.startswith(("/", ".", "~")) or part.path.count("/") > 1
-    return f"model {part.path}: no such folder (looked in {Path.cwd()})" if local and not folder.is_dir() else None
+    if folder.is_dir():
+        return None
+    if folder.exists() or part.path.startswith(("/", ".", "~")) or part.path.count("/") > 1:
+        return f"model {part.path}: no such folder (looked in {Path.cwd()})"
+    try:
+        validate_repo_id(part.path)
+    except HFValidationError:
+        return f"model {quoted(part.path)}: no folder (looked in {Path.cwd()}), and no hub id, such as org/model"
+    return None
 
 
 def _tokenizers(config: MergeConfiguration) -> Iterator[ModelReference]:

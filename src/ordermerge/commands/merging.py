@@ -241,7 +241,8 @@ def _merge_weights(
     except UserError:
         raise
     except Exception as error:  # mergekit and the file formats below it raise many kinds
-        raise UserError(f"{recipe_path}: mergekit could not merge it: {staged.in_words(str(error))}") from error
+        reason = staged.in_words(str(error).partition("\nException raised from")[0])  # PyTorch's frames of C++
+        raise UserError(f"{recipe_path}: mergekit could not merge it: {reason}") from error
     finally:
         LoaderCache.loaders.clear()
     return used[0], measured

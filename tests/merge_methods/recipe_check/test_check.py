@@ -120,6 +120,15 @@ def test_unknown_keys_inside_slices_and_modules_are_found() -> None:
         ("parameter_selection", {"parameters": {"weight": 0}}, "`weight` is 0 for every model of `models`"),
         ("parameter_selection", {"base_model": A, "models": [{"model": A}]}, "at least 1 non-base inputs"),
         ("parameter_selection", {"models": [{"model": A}, {"model": A}]}, "Duplicate merge inputs"),
+        (
+            "parameter_selection",
+            {"chat_template": "chatlm"},
+            "`chat_template` must be auto, one of mergekit's templates (alpaca, chatml, exaone, llama3, mistral) or "
+            "Jinja of at least 20 characters; got 'chatlm'",
+        ),
+        ("parameter_selection", {"chat_template": "{{ messages }}"}, "got '{{ messages }}'"),
+        ("parameter_selection", {"tokenizer": {"pad_to_multiple_of": -8}}, "must be from 1 to 65,536; got -8"),
+        ("parameter_selection", {"tokenizer": {"pad_to_multiple_of": 10**30}}, "must be from 1 to 65,536; got 1000"),
         ("linear", {}, "linear needs `weight` for every model; `models` lacks it for /models/a"),
         ("slerp", {"base_model": A, "models": [*MODELS, {"model": "c"}], "parameters": {"t": 1}}, "exactly 2 inputs"),
         (
@@ -175,3 +184,8 @@ def test_missing_local_models_are_named(make_family: Callable[..., list[Path]], 
     ]
     hub = {"merge_method": "parameter_selection", "models": [{"model": "org/a"}, {"model": "org/b"}]}
     assert check_recipe(hub) == []
+    no_names = {**hub, "models": [{"model": "org/a b"}, {"model": " "}]}
+    assert check_recipe(no_names) == [
+        f"model {name!r}: no folder (looked in {Path.cwd()}), and no hub id, such as org/model"
+        for name in (" ", "org/a b")
+    ]
