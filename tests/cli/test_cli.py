@@ -130,3 +130,39 @@ def test_eval_scores_any_models_and_keeps_the_files(make_family: Callable[..., l
     changed = CliRunner().invoke(main, ["eval", str(base), *arguments, "--num-fewshot", "1"])
     assert changed.exit_code == 1
     assert "evaluation.num_fewshot: not set, now 1: the scores of base were made with the old value" in changed.output
+
+
+@pytest.mark.parametrize("spelling", ["--batch_size 2 --num_fewshot 1 --output_path there", "-b 2 -f 1 -o there -M hf"])
+def test_eval_takes_lm_evals_spellings(spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, object] = {}
+
+    def evaluate(models: object, out: object, settings: dict[str, object], *, force: bool) -> list[object]:
+        taken.update(settings, models=models, out=str(out))
+        return []
+
+    monkeypatch.setattr("ordermerge.commands.evaluate.evaluate_models", evaluate)
+    monkeypatch.setattr("ordermerge.commands.evaluate.print_scores", lambda *_: None)
+    arguments = ["eval", "m", "-t", "a,b", "-a", "dtype=float32", "-L", "3", *spelling.split()]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    expected = {"models": ("m",), "tasks": ["a", "b"], "model_args": "dtype=float32", "limit": 3.0, "out": "there"}
+    assert taken | expected | {"batch_size": "2", "num_fewshot": 1, "model": "hf"} == taken
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["m", "--use_cache", "x"],
+            "--use-cache of lm-eval cannot be set: scores are kept with what they were made from",
+        ),
+        (["m", "-s"], "-s of lm-eval cannot be set: `ordermerge` keeps lm-eval's results and samples"),
+        (["m", "--seed", "1"], "--seed of lm-eval cannot be set: all models are scored alike"),
+        (["m", "--taks", "x"], "No such option '--taks'. Did you mean '--tasks'?"),
+        (["-a", "dtype=float32,pretrained=base"], "`pretrained=base` is written `ordermerge eval base` here."),
+    ],
+)
+def test_eval_says_why_it_has_not_an_option(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["eval", "--tasks", "t", *arguments])
+    assert done.exit_code == 2
+    assert message in done.stderr

@@ -5,17 +5,27 @@ from typing import Any
 
 import click
 
-from ordermerge.cli.options import JSON, LM_EVAL_SPELLING, WAIT, evaluation_options, give_json, names, user_errors
+from ordermerge.cli.options import (
+    JSON,
+    LM_EVAL_SPELLING,
+    WAIT,
+    LmEvalCommand,
+    evaluation_options,
+    give_json,
+    names,
+    user_errors,
+)
 from ordermerge.imports import quick_imports
 
 SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 
 
-@click.command(name="eval", context_settings=LM_EVAL_SPELLING)
+@click.command(name="eval", cls=LmEvalCommand, context_settings=LM_EVAL_SPELLING)
 @click.argument("models", nargs=-1)
 @click.option(
     "--out",
     "--output-path",
+    "-o",
     "out",
     default="eval-results",
     show_default=True,
@@ -34,7 +44,7 @@ def evaluate(
     """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table.
 
     A mergekit recipe (a YAML file) counts as the model that it makes: merged to a temporary folder, scored, removed.
-    Options may be written as lm-eval writes them, with underscores. `--tasks list` prints the tasks there are, your own
+    Options may be written as lm-eval writes them, with underscores or as one letter. `--tasks list` prints the tasks there are, your own
     below --include-path first; `ordermerge tasks` has tasks for your own data.
     """
     if tasks == "list":
@@ -43,7 +53,9 @@ def evaluate(
         click.echo(listed_tasks(settings["include_path"]))
         return
     if not models:
-        raise click.UsageError("Missing argument 'MODELS...'.")
+        named = next((part for part in settings["model_args"].split(",") if part.startswith("pretrained=")), "")
+        here = f" `{named}` is written `ordermerge eval {named.partition('=')[2]}` here." if named else ""
+        raise click.UsageError(f"Missing argument 'MODELS...'.{here}")
     from dataclasses import asdict
 
     with quick_imports():
@@ -91,7 +103,7 @@ def compare(
     print_comparison(report)
 
 
-@click.command(context_settings=LM_EVAL_SPELLING)
+@click.command(cls=LmEvalCommand, context_settings=LM_EVAL_SPELLING)
 @click.argument("models", nargs=-1, required=True)
 @click.option("--out", default="soup", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--method", default="linear", show_default=True, type=click.Choice(SOUP_METHODS), help="How to merge.")
@@ -114,7 +126,7 @@ def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -
     make_soup(models, settings=evaluation_section(given), test_tasks=names(test_tasks), **own)
 
 
-@click.command(context_settings=LM_EVAL_SPELLING)
+@click.command(cls=LmEvalCommand, context_settings=LM_EVAL_SPELLING)
 @click.argument("models", nargs=-1, required=True)
 @click.option("--base", required=True, help="The model that they were fine-tuned from: a folder.")
 @click.option("--out", default="pareto", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")

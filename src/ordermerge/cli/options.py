@@ -54,17 +54,23 @@ JSON = click.option(
 # lm-eval's own fields, less those that `config.schema` says are ours (a test compares them): asking lm-eval for them
 # here would cost `--help` its speed. They may be written with lm-eval's underscores.
 LM_EVAL_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
+_LM_EVAL_LETTERS = {
+    **{"-C": "config", "-c": "use_cache", "-s": "log_samples", "-E": "samples"},
+    **{"-v": "verbosity", "-w": "write_out", "-x": "predict_only"},
+}
 EVALUATION_OPTIONS = (
-    click.option("--tasks", required=True, help="lm-eval task names, comma-separated; `list` prints them."),
+    click.option("--tasks", "-t", required=True, help="lm-eval task names, comma-separated; `list` prints them."),
     click.option("--include-path", help="Folder of local lm-eval task files."),
     click.option("--metadata", default="", help="For the tasks' data readers: key=value,key=value, or JSON."),
-    click.option("--model", default="hf", show_default=True, help='lm-eval\'s model backend, such as "vllm".'),
-    click.option("--model-args", default="", help="Further backend arguments: key=value,key=value, or JSON."),
-    click.option("--batch-size", default="1", show_default=True, help='A number, or "auto".'),
+    click.option("--model", "-M", default="hf", show_default=True, help='lm-eval\'s model backend, such as "vllm".'),
+    click.option("--model-args", "-a", default="", help="Further backend arguments: key=value,key=value, or JSON."),
+    click.option("--batch-size", "-b", default="1", show_default=True, help='A number, or "auto".'),
     click.option("--max-batch-size", type=int, help='The largest that "auto" may choose.'),
     click.option("--device", help='Such as "cuda:0" or "cpu".'),
-    click.option("--num-fewshot", type=int, help="Examples before each question."),
-    click.option("--limit", type=float, help="Score only so many documents of each task (for trying things out)."),
+    click.option("--num-fewshot", "-f", type=int, help="Examples before each question."),
+    click.option(
+        "--limit", "-L", type=float, help="Score only so many documents of each task (for trying things out)."
+    ),
     click.option("--gen-kwargs", default="", help="Generation arguments: key=value,key=value, or JSON."),
     click.option(
         "--apply-chat-template",
@@ -83,6 +89,30 @@ EVALUATION_OPTIONS = (
     click.option("--trust-remote-code", is_flag=True, help="Allow models to bring code of their own."),
     click.option("--confirm-run-unsafe-code", is_flag=True, help="Allow tasks that run model-written code."),
 )
+
+
+class LmEvalCommand(click.Command):
+    """A command with lm-eval's options, which says why it has not those that are decided here."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments as click does.
+
+        Args:
+            ctx: click's context.
+            args: The arguments.
+
+        Raises:
+            click.UsageError: As click does; for an option of lm-eval's with the reason.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from ordermerge.config.schema import EVALUATION_OWNED  # not at the top: `--help` is to be quick
+
+            given = error.option_name
+            if why := EVALUATION_OWNED.get(_LM_EVAL_LETTERS.get(given, given.lstrip("-").replace("-", "_"))):
+                raise click.UsageError(f"{given} of lm-eval cannot be set: {why}; leave it out", ctx) from None
+            raise
 
 
 def names(text: str) -> list[str]:
