@@ -1,8 +1,11 @@
 """What a message may be: short, and harmless to a terminal."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from ordermerge.errors import MESSAGE, QUOTED, UserError, printable, quoted, shortened
+from ordermerge.errors import MESSAGE, QUOTED, UserError, percent, printable, quoted, shortened
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,18 @@ def test_many_problems_are_counted_and_some_are_shown() -> None:
     assert lines[0] == "e.yml: 100 problems:"
     assert lines[-1] == f"  - ... and {100 - (len(lines) - 2)} more; mend these first"
     assert len(error.problems) == 100
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TIGHT = re.compile(r":\.\d%\}|(?<![{\d.])\d[\d.]*%(?=[\s,.;:)|]|$)", re.MULTILINE)  # "95%", and formats that write it
+OTHERS = {"reference.md", "html.py"}  # in the words of TRL and PEFT; lengths of a style sheet
+
+
+@pytest.mark.parametrize("folder", ["src", "merge_methods", "train", "eval", "docs", "recipes", "."])
+def test_per_cent_is_written_one_way(folder: str) -> None:
+    files = (ROOT / folder).glob("*.md" if folder == "." else "**/*")
+    texts = {file: file.read_text("utf-8") for file in files if file.suffix in (".py", ".md")}
+    found = {str(file): TIGHT.findall(text) for file, text in texts.items() if file.name not in OTHERS}
+    assert {file: some for file, some in found.items() if some} == {}
+    assert percent(0.95) == "95 %"
+    assert percent(0.0042, 1) == "0.4 %"

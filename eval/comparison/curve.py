@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+from ordermerge.errors import percent
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits
 from ordermerge.eval.statistics import LEVEL, jackknife_interval
 from ordermerge.eval.tables import markdown_rows, print_columns
@@ -24,7 +25,7 @@ HEADER = (
     "mean",
     "lowest",
     "highest",
-    f"{LEVEL:.0%} over orders",
+    f"{percent(LEVEL)} over orders",
     "gain of the last",
     "price, runs",
 )

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 from scipy.stats import chi2, f, norm
 
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, percent
 from ordermerge.eval.comparison.documents import ModelValues, NotPaired, common_scores, pair
 from ordermerge.eval.comparison.record import LeftOut
 from ordermerge.eval.scoring.table import NO_FILTER, digits
@@ -236,11 +236,11 @@ def print_noise(report: NoiseReport, file: IO[str] | None = None) -> None:
         report: What was found.
         file: Where to print; standard output if not given.
     """
-    header = ["score", "runs", "documents", "mean", "spread", "order sigma", f"{report.confidence:.0%} interval"]
+    header = ["score", "runs", "documents", "mean", "spread", "order sigma", f"{percent(report.confidence)} interval"]
     lines = [
         [_title(one), f"{sum(map(len, one.families.values()))}", f"{one.documents:,}", digits(one.mean),
          digits(one.spread), digits(one.order_sigma), f"{digits(one.order_low)} to {digits(one.order_high)}",
-         digits(one.item_sigma), f"{one.removable:.0%}", digits(one.document_sigma)]
+         digits(one.item_sigma), percent(one.removable), digits(one.document_sigma)]
         for one in report.noise
     ]  # fmt: skip
     header += ["item noise", "removable", "documents' s.e."]
@@ -257,7 +257,7 @@ def print_noise(report: NoiseReport, file: IO[str] | None = None) -> None:
             "true difference",
             "wrong sign",
             "with these documents",
-            f"runs each, {report.target_power:.0%} power",
+            f"runs each, {percent(report.target_power)} power",
         ]
         rows = [[digits(p.difference), _chance(p), f"{p.wrong_sign_here:.3f}", _runs(p)] for p in one.power]
         print_columns(columns, rows, file=file)
@@ -268,7 +268,9 @@ def print_noise(report: NoiseReport, file: IO[str] | None = None) -> None:
              f"{digits(gain.low)} to {digits(gain.high)}"]
             for gain in report.gains
         ]  # fmt: skip
-        print_columns(["merge", "by family", "mean", f"{report.confidence:.0%} interval over orders"], lines, file=file)
+        print_columns(
+            ["merge", "by family", "mean", f"{percent(report.confidence)} interval over orders"], lines, file=file
+        )
     for left in report.left_out:
         print(f"{_title(left)} is left out: {left.reason}.", file=file)
 

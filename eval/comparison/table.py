@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from ordermerge.errors import counted, printable
+from ordermerge.errors import counted, percent, printable
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.scoring.calibration import HEADER, NOTE, calibration_cells, print_calibration
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, digits, limit_note
@@ -134,7 +134,7 @@ def _method_notes(report: ComparisonReport) -> list[str]:
     if detectable := [one.detectable for one in report.comparisons if one.detectable is not None]:
         lines.append(
             "Detectable: the smallest difference that so many documents show with a chance of "
-            f"{report.power:.0%}, at 5 % and before correction; here {digits(min(detectable))} to "
+            f"{percent(report.power)}, at 5 % and before correction; here {digits(min(detectable))} to "
             f"{digits(max(detectable))}."
         )
     for reference, which in (("single_best", "The best single model"), ("best", "The best model")):
@@ -172,7 +172,7 @@ def _title(task: str, metric: str, filter_name: str) -> str:
 
 def _header(report: ComparisonReport, comparisons: Sequence[Comparison]) -> list[str]:
     over_orders = ["over orders"] if any(one.orders for one in comparisons) else []
-    return ["model", "difference", f"{report.confidence:.0%} interval", *over_orders]
+    return ["model", "difference", f"{percent(report.confidence)} interval", *over_orders]
 
 
 def _cells(one: Comparison, columns: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
+from ordermerge.errors import percent
 from ordermerge.eval.imbalance.curves import Curve, Trace, contrast_curve, mean_curve, merged_trace
 from ordermerge.eval.imbalance.effect import Effect, log_loss, position_effect
 from ordermerge.eval.statistics import Array
@@ -108,14 +109,14 @@ def in_words(result: EpochResult, orders: int) -> list[str]:
         return lines
     width = max(map(len, result.traces))
     lines += [
-        f"  {name:{width}} has {trace.share:.0%} of that per order (95 % interval: {trace.share_low:.0%} to "
-        f"{trace.share_high:.0%})"
+        f"  {name:{width}} has {percent(trace.share)} of that per order (95 % interval: {percent(trace.share_low)} to "
+        f"{percent(trace.share_high)})"
         for name, trace in result.traces.items()
     ]
     return [
         *lines,
-        f"  An exact average would have {1 / orders:.0%} per order; with all {orders} together, its samples would be "
-        f"{result.averaged:.0%} as uneven by position as a sub-model's.",
+        f"  An exact average would have {percent(1 / orders)} per order; with all {orders} together, its samples would "
+        f"be {percent(result.averaged)} as uneven by position as a sub-model's.",
     ]
 
 

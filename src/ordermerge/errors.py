@@ -93,6 +93,16 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """Return a share in per cent: "95 %".
+
+    Args:
+        share: From 0 to 1.
+        digits: After the decimal point.
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong = 4, QUOTED, QUOTED, QUOTED
 _REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = 20

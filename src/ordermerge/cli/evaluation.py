@@ -44,8 +44,8 @@ def evaluate(
     """Score MODELS (folders or hub ids) with lm-evaluation-harness and print one table.
 
     A mergekit recipe (a YAML file) counts as the model that it makes: merged to a temporary folder, scored, removed.
-    Options may be written as lm-eval writes them, with underscores or as one letter. `--tasks list` prints the tasks there are, your own
-    below --include-path first; `ordermerge tasks` has tasks for your own data.
+    Options may be written as lm-eval writes them, with underscores or as one letter. `--tasks list` prints the tasks
+    there are, your own below --include-path first; `ordermerge tasks` has tasks for your own data.
     """
     if tasks == "list":
         from ordermerge.eval.scoring.tasks import listed_tasks

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ordermerge.commands.html import html_page
-from ordermerge.errors import UserError, did_you_mean
+from ordermerge.errors import UserError, did_you_mean, percent
 from ordermerge.eval.comparison.compare import against, compare_values
 from ordermerge.eval.comparison.folders import find_all, find_scores, read_models
 from ordermerge.eval.comparison.record import FILE, ComparisonReport, write_comparison
@@ -72,7 +72,7 @@ def write_files(rows: Sequence[Row], report: ComparisonReport, out: Path) -> lis
     parts = [
         "# Comparison",
         f"## Scores\n\n{markdown_table(rows).rstrip()}",
-        f"## Differences\n\n![Differences with their {report.confidence:.0%} intervals]({figure.name})",
+        f"## Differences\n\n![Differences with their {percent(report.confidence)} intervals]({figure.name})",
         markdown_comparison(report),
         f"From `{FILE}`, which names lm-eval's files behind each number.",
     ]

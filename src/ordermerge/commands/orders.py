@@ -16,7 +16,7 @@ from rich.text import Text
 from ordermerge.config.changes import described
 from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import Experiment
-from ordermerge.errors import UserError, counted
+from ordermerge.errors import UserError, counted, percent
 from ordermerge.train.balance import balance, correlations, mean_positions, positions
 from ordermerge.train.orders import STRATEGIES, epoch_fingerprints
 from ordermerge.train.sft import check_training
@@ -164,8 +164,8 @@ def _balance_table(summary: dict[str, Any]) -> tuple[str, Table]:
         [
             f"{name} ←" if name == summary["strategy"] else name,
             f"{found['spread']:.3f}",
-            f"{found['once_each']:.1%}",
-            f"{found['never_met']:.1%}",
+            percent(found["once_each"], 1),
+            percent(found["never_met"], 1),
             f"{found['correlation'][0]:.2f} to {found['correlation'][1]:.2f}",
         ]
         for name, found in summary["balance"].items()

@@ -26,7 +26,7 @@ from ordermerge.commands.surrogates import (
 )
 from ordermerge.commands.temporary_merge import is_recipe
 from ordermerge.config.load import evaluation_section
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, percent
 from ordermerge.eval.comparison.compare import against, compare_values
 from ordermerge.eval.comparison.documents import read_values
 from ordermerge.eval.front import Fit, Front, FrontPoint, Kind, front_figure
@@ -214,7 +214,7 @@ def _front(
     ]
     front = [point for point in found if point.on_front]
     alike, untold = (front[0].name, None) if len(front) == 1 else search.noise(front)
-    apart = f"is within noise of the best of every task, by {LEVEL:.0%} intervals of the difference over documents"
+    apart = f"is within noise of the best of every task, by {percent(LEVEL)} intervals of the difference over documents"
     why = "is the best in every task" if len(front) == 1 else apart
     degenerate = f"The front is degenerate: {alike} {why}; there is no trade-off to choose from." if alike else None
     return Front(list(search.models), found, fits, samples, degenerate, untold)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from scipy.stats import norm
 
-from ordermerge.errors import counted
+from ordermerge.errors import counted, percent
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.run_figures import MOST_PANELS, Kind, PricedScore, PricePanel
 from ordermerge.eval.scoring.table import ARROWS, NO_FILTER, Row, digits
@@ -14,8 +14,8 @@ from ordermerge.eval.tables import markdown_rows, markdown_text, with_minus
 
 MEAN = "mean of single runs"
 INTERVALS = (
-    f"Intervals ({LEVEL:.0%}): of one model over documents, by lm-eval's standard error; of a mean of runs over the "
-    "runs, by Student's t. Bold: the best of equal price. Told apart: by the corrected p of the comparison below, and "
+    f"Intervals ({percent(LEVEL)}): of one model over documents, by lm-eval's standard error; of a mean of runs "
+    "over the runs, by Student's t. Bold: the best of equal price. Told apart: by the corrected p of the comparison below, and "
     "never one run from another."
 )
 _HEADLINES = 3  # tasks with sentences of their own; the table has them all
@@ -105,7 +105,7 @@ def price_table(panels: Sequence[PricePanel], models: Sequence[PricedModel], rep
     for panel in panels[:MOST_PANELS]:
         found = {one.model: one for one in panel.scores}
         best = best_of_price(panel, report)
-        header += [f"{score_title(panel)} ({LEVEL:.0%} interval)", "of equal price"]
+        header += [f"{score_title(panel)} ({percent(LEVEL)} interval)", "of equal price"]
         for number, (model, line) in enumerate(zip(models, lines, strict=True)):
             line += [_with_interval(found.get(model.name)), best.get(model.name, "")]
             marked += [(number, len(line) - 2)] if model.name in best else []

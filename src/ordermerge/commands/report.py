@@ -25,7 +25,7 @@ from ordermerge.commands.price_table import (
 from ordermerge.commands.prices import Price, annealing_note, run_prices
 from ordermerge.config.schema import MADE_WITH, Experiment
 from ordermerge.config.trainings import control_runs, described, sub_models
-from ordermerge.errors import UserError, counted
+from ordermerge.errors import UserError, counted, percent
 from ordermerge.eval.comparison.curve import FIGURE as CURVE_FIGURE
 from ordermerge.eval.comparison.curve import FILE as CURVE
 from ordermerge.eval.comparison.curve import NOTE, load_curves, markdown_curve
@@ -228,7 +228,7 @@ def _prices(
         )
     parts += [note for note in [annealing_note(experiment)] if note]
     shared = (orders[0].get("branch") or 0) / orders[0]["steps"]
-    common = f"; all share the first {shared:.0%} of their steps, which are trained once" if shared else ""
+    common = f"; all share the first {percent(shared)} of their steps, which are trained once" if shared else ""
     parts.append(
         f"Price 1: one order, {orders[0]['samples_consumed']:,} samples, {orders[0]['seconds']:,.0f} s here{common}."
     )
@@ -250,7 +250,9 @@ def _comparison(run_directory: Path, report: ComparisonReport | None, pictures: 
     parts = [tallies(report)] if report.comparisons else []
     if report.comparisons:
         figure, *_ = effect_figure(report, run_directory / FIGURES / "effects")
-        caption = f"Differences with their {report.confidence:.0%} intervals; right of 0 the merged model scores more"
+        caption = (
+            f"Differences with their {percent(report.confidence)} intervals; right of 0 the merged model scores more"
+        )
         if (metrics := len({(one.task, one.metric, one.filter) for one in report.comparisons})) > MOST_PANELS:
             caption += f": the {MOST_PANELS} of {metrics} metrics where they are clearest"
         parts.append(_picture(pictures, run_directory, figure, caption))

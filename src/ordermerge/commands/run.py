@@ -26,7 +26,7 @@ from ordermerge.config.load import load_experiment
 from ordermerge.config.schema import LONGER, MADE_WITH, Experiment
 from ordermerge.config.trainings import branched_price, control_runs, sub_models
 from ordermerge.console import quiet
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, percent
 from ordermerge.eval.comparison.record import FILE as COMPARISON
 from ordermerge.eval.comparison.table import print_comparison
 from ordermerge.eval.scoring.score import ScoringFailed, score_models
@@ -178,7 +178,7 @@ def _plan_lines(plan: Plan, todo: list[Step]) -> list[str]:
         lines.append(f"  {stage:5} {', '.join(left) or 'nothing to do'}{f' ({noted})' if noted else ''}")
     if isinstance(shared := experiment.orders.branch_at, float) and shared:
         cost = f"{branched_price(experiment.count, shared):.3g} trainings for {experiment.count} orders"
-        lines.append(f"  price {cost}, which share the first {shared:.0%} of their steps")
+        lines.append(f"  price {cost}, which share the first {percent(shared)} of their steps")
     for step in todo:
         if isinstance(step, TrainStep) and step.training.control == LONGER and step.record() is not None:
             price = run_prices(experiment, plan.run_directory)[step.name].runs

@@ -43,16 +43,16 @@ def test_markdown_comparison_exact_text():
     assert tables == (
         "### t acc ↑, 1,319 documents\n\n"
         "Against the mean of the single models (0.775):\n\n"
-        "| model | difference | 95% interval | p | p (Holm) | detectable |\n"
+        "| model | difference | 95 % interval | p | p (Holm) | detectable |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| average | +0.179 | +0.151 to +0.207 | <0.001 | <0.001 | 0.040 |\n"
         "| parameter_selection_resample | +0.179 | +0.151 to +0.207 | <0.001 | <0.001 | 0.040 |\n\n"
         "Against the best single model, order_1 (0.804):\n\n"
-        "| model | difference | 95% interval | p | p (Holm) | detectable |\n"
+        "| model | difference | 95 % interval | p | p (Holm) | detectable |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| average | +0.179 | +0.151 to +0.207 | <0.001 | <0.001 | 0.040 |\n\n"
         "Against the weighted average, average (0.954):\n\n"
-        "| model | difference | 95% interval | p | p (Holm) | detectable |\n"
+        "| model | difference | 95 % interval | p | p (Holm) | detectable |\n"
         "| --- | ---: | ---: | ---: | ---: | --- |\n"
         "| parameter_selection_resample | \u22120.001 | \u22120.010 to 0.000 | 0.040 | 1.000 |  |\n\n"
     )
@@ -64,7 +64,7 @@ def test_comparison_notes_say_methods_choice_spread_and_what_is_left_out():
     assert "Holm: corrected for all 4 comparisons" in first
     assert second == "They tell what other documents would change, not what other training orders would."
     assert others == [
-        "Detectable: the smallest difference that so many documents show with a chance of 80%, at 5 % and before "
+        "Detectable: the smallest difference that so many documents show with a chance of 80 %, at 5 % and before "
         "correction; here 0.040 to 0.040.",
         "The best single model was chosen by its score on these same documents, which favours it.",
         "t acc over 2 orders (order_0, order_1): mean 0.775, standard deviation 0.041.",
