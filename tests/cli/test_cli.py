@@ -166,3 +166,12 @@ def test_eval_says_why_it_has_not_an_option(arguments: list[str], message: str) 
     done = CliRunner().invoke(main, ["eval", "--tasks", "t", *arguments])
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("ev", "plain,eval"), ("merge re", "file,re"), ("eval ba", "file,ba")]
+)
+def test_shells_complete_commands_and_paths(words: str, completed: str) -> None:
+    given = {"COMP_WORDS": f"ordermerge {words}", "COMP_CWORD": str(len(words.split()))}
+    done = CliRunner().invoke(main, env={**given, "_ORDERMERGE_COMPLETE": "bash_complete"}, prog_name="ordermerge")
+    assert done.output.splitlines() == [completed]

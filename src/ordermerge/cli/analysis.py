@@ -4,13 +4,18 @@ from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import JSON, WAIT, give_json, names, user_errors
+from ordermerge.cli.options import JSON, WAIT, any_path, give_json, names, user_errors
 from ordermerge.imports import quick_imports
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
-@click.option("--base", required=True, help="The model that they were fine-tuned from: a folder or hub id.")
+@click.argument("models", nargs=-1, required=True, shell_complete=any_path)
+@click.option(
+    "--base",
+    shell_complete=any_path,
+    required=True,
+    help="The model that they were fine-tuned from: a folder or hub id.",
+)
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
@@ -82,7 +87,7 @@ def imbalance(run_directory: Path, bins: int, seed: int) -> None:
 
 
 @click.command()
-@click.argument("results", metavar="RUN...", nargs=-1, required=True)
+@click.argument("results", metavar="RUN...", nargs=-1, required=True, shell_complete=any_path)
 @click.option(
     "--difference",
     "differences",

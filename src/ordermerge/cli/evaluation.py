@@ -10,6 +10,7 @@ from ordermerge.cli.options import (
     LM_EVAL_SPELLING,
     WAIT,
     LmEvalCommand,
+    any_path,
     evaluation_options,
     give_json,
     names,
@@ -21,7 +22,7 @@ SOUP_METHODS = ("linear", "parameter_selection", "parameter_selection_resample")
 
 
 @click.command(name="eval", cls=LmEvalCommand, context_settings=LM_EVAL_SPELLING)
-@click.argument("models", nargs=-1)
+@click.argument("models", nargs=-1, shell_complete=any_path)
 @click.option(
     "--out",
     "--output-path",
@@ -67,7 +68,7 @@ def evaluate(
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True)
+@click.argument("results", nargs=-1, required=True, shell_complete=any_path)
 @click.option("--reference", help="`mean` or `best` of the models, or one model's name or folder. [the first model]")
 @click.option("--tasks", default="", help="Only these tasks and groups, comma-separated.")
 @click.option(
@@ -104,10 +105,10 @@ def compare(
 
 
 @click.command(cls=LmEvalCommand, context_settings=LM_EVAL_SPELLING)
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, shell_complete=any_path)
 @click.option("--out", default="soup", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--method", default="linear", show_default=True, type=click.Choice(SOUP_METHODS), help="How to merge.")
-@click.option("--base", help="Base model's folder, for parameter_selection_resample.")
+@click.option("--base", shell_complete=any_path, help="Base model's folder, for parameter_selection_resample.")
 @click.option("--metric", help='The score that chooses: "metric" or "metric,filter"; needed where a task has several.')
 @click.option("--test-tasks", default="", help="Tasks to score the finished soup on, once; others than --tasks.")
 @evaluation_options
@@ -127,8 +128,10 @@ def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -
 
 
 @click.command(cls=LmEvalCommand, context_settings=LM_EVAL_SPELLING)
-@click.argument("models", nargs=-1, required=True)
-@click.option("--base", required=True, help="The model that they were fine-tuned from: a folder.")
+@click.argument("models", nargs=-1, required=True, shell_complete=any_path)
+@click.option(
+    "--base", shell_complete=any_path, required=True, help="The model that they were fine-tuned from: a folder."
+)
 @click.option("--out", default="pareto", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--samples", type=click.IntRange(min=1), help="Merges to fit to. [twice the parameters of a quadratic]")
 @click.option("--points", type=click.IntRange(min=2), default=10, show_default=True, help="Most that are then tried.")

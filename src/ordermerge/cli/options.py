@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ordermerge.errors import UserError, printable, shortened
 
@@ -15,6 +16,19 @@ DEBUG = "ORDERMERGE_DEBUG"  # environment variable: show tracebacks
 INTERRUPTED = 130  # the exit status, as shells have it
 # Commands that do nothing twice.
 _GO_ON = {"run", "train", "frank_wolfe", "evaluate", "soup", "pareto", "losses", "curve"}
+
+
+def any_path(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the name of a file or folder, where hub ids may stand too.
+
+    Args:
+        context: click's context.
+        parameter: The parameter.
+        incomplete: What was typed of it.
+    """
+    return [CompletionItem(incomplete, type="file")]
+
+
 RUNS_DIR = click.option(
     "--runs-dir", default="runs", show_default=True, type=click.Path(path_type=Path), help="Holds the run directories."
 )
@@ -60,7 +74,7 @@ _LM_EVAL_LETTERS = {
 }
 EVALUATION_OPTIONS = (
     click.option("--tasks", "-t", required=True, help="lm-eval task names, comma-separated; `list` prints them."),
-    click.option("--include-path", help="Folder of local lm-eval task files."),
+    click.option("--include-path", shell_complete=any_path, help="Folder of local lm-eval task files."),
     click.option("--metadata", default="", help="For the tasks' data readers: key=value,key=value, or JSON."),
     click.option("--model", "-M", default="hf", show_default=True, help='lm-eval\'s model backend, such as "vllm".'),
     click.option("--model-args", "-a", default="", help="Further backend arguments: key=value,key=value, or JSON."),

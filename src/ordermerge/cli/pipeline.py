@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ordermerge.cli.options import JSON, RUNS_DIR, SET, WAIT, give_json, user_errors
+from ordermerge.cli.options import JSON, RUNS_DIR, SET, WAIT, any_path, give_json, user_errors
 from ordermerge.config import STAGES
 from ordermerge.imports import quick_imports
 
@@ -154,6 +154,7 @@ def orders(experiment: Path, processes: int, json_file: Path | None, changes: tu
     "arguments",
     nargs=-1,
     type=click.UNPROCESSED,
+    shell_complete=any_path,
     metavar="RECIPE OUT [--by-name] [--adapter [--rank R]] [mergekit-yaml's options]",
 )
 @user_errors

@@ -15,8 +15,8 @@ from ordermerge.eval.tables import markdown_rows, markdown_text, with_minus
 MEAN = "mean of single runs"
 INTERVALS = (
     f"Intervals ({percent(LEVEL)}): of one model over documents, by lm-eval's standard error; of a mean of runs "
-    "over the runs, by Student's t. Bold: the best of equal price. Told apart: by the corrected p of the comparison below, and "
-    "never one run from another."
+    "over the runs, by Student's t. Bold: the best of equal price. Told apart: by the corrected p of the comparison "
+    "below, and never one run from another."
 )
 _HEADLINES = 3  # tasks with sentences of their own; the table has them all
 _NAMED = 2  # of the models that one is told apart from
