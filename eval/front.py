@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ordermerge.eval.figures import COLOURS, label, save_figure
 from ordermerge.eval.scoring.table import Row, column_title, digits, notes, score_cell
-from ordermerge.eval.tables import print_columns
+from ordermerge.eval.tables import print_columns, with_minus
 
 MOST_PANELS = 12
 _GREY = "#888888"
@@ -109,9 +109,17 @@ def _notes(found: Front) -> list[str]:
     said.append(f"Coefficients of {', '.join(found.models)}, which multiply their changes of the base model.")
     said.append("Predicted: by surrogates that were fitted without that merge; all other scores are measured.")
     for fit in found.fits:
-        quality = "all score alike" if fit.r_squared is None else f"R² {fit.r_squared:.2f}, each left out in turn"
-        said.append(f"{fit.task}: {fit.form}, {len(fit.parameters)} parameters, {found.samples} samples: {quality}.")
+        said.append(
+            f"{fit.task}: {fit.form}, {len(fit.parameters)} parameters, {found.samples} samples: {_quality(fit)}."
+        )
     return [*said, *(line for line in (found.degenerate, found.untold) if line)]
+
+
+def _quality(fit: Fit) -> str:
+    if fit.r_squared is None:
+        return "all score alike"
+    poor = "; the mean predicts as well: more --samples may help" if fit.r_squared <= 0 else ""
+    return f"R² {with_minus(f'{fit.r_squared:.2f}')}, each left out in turn{poor}"
 
 
 def front_figure(found: Front, stem: Path) -> list[Path]:

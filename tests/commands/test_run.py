@@ -19,27 +19,11 @@ from ordermerge.eval.scoring.saved import load_rows
 
 pytestmark = pytest.mark.integration
 
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: TEST}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: ["<eos>"], max_gen_toks: 4}
-metric_list: [{metric: exact_match}]
-metadata: {version: 1.0}
-"""
-
 
 @pytest.fixture
-def experiment(make_family: Callable[..., list[Path]], tmp_path: Path) -> Path:
+def experiment(make_family: Callable[..., list[Path]], write_sums: Callable[[int, int], None], tmp_path: Path) -> Path:
     base, *_ = make_family(count=0)
-    records = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(5) for b in range(5)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "sums.yaml").write_text(TASK.replace("TEST", str(tmp_path / "data.jsonl")))
+    write_sums(5, 5)
     path = tmp_path / "experiment.yml"
     content = {
         "name": "tiny",

@@ -13,29 +13,16 @@ from ordermerge.eval.comparison.record import load_comparison
 
 pytestmark = pytest.mark.integration
 
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: TEST}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: ["<eos>"], max_gen_toks: 2}
-metric_list: [{metric: exact_match}]
-metadata: {version: 1.0}
-"""
-
 
 def ordermerge(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_controls_are_compared_and_taken_for_no_orders(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
+def test_controls_are_compared_and_taken_for_no_orders(
+    make_family: Callable[..., list[Path]], write_sums: Callable[[int, int], None], tmp_path: Path
+) -> None:
     base, *_ = make_family(count=0)
-    records = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(5)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "sums.yaml").write_text(TASK.replace("TEST", str(tmp_path / "data.jsonl")))
+    write_sums(4, 5)
     content = {
         "name": "tiny",
         "model": {"path": str(base)},
@@ -51,7 +38,7 @@ def test_controls_are_compared_and_taken_for_no_orders(make_family: Callable[...
             "average": {"merge_method": "linear", "parameters": {"weight": 1}},
             "first": {"merge_method": "linear", "ingredients": {"orders": [0]}},
         },
-        "evaluation": {"tasks": ["sums"], "include_path": ".", "batch_size": 16, "device": "cpu", "limit": 8},
+        "evaluation": {"tasks": ["sums"], "include_path": "tasks", "batch_size": 16, "device": "cpu", "limit": 8},
     }
     file, folder = tmp_path / "experiment.yml", tmp_path / "runs" / "tiny"
     options = (file, "--runs-dir", folder.parent)

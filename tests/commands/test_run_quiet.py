@@ -1,6 +1,5 @@
 """What a whole run says on standard error: our lines, and nothing of the libraries'."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,17 +11,6 @@ import yaml
 
 pytestmark = pytest.mark.integration
 
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: TEST}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: ["<eos>"], max_gen_toks: 4}
-metric_list: [{metric: exact_match}]
-"""
 DEPENDS_ON_SPEED = r"warning: other work keeps this machine|.*: \d+/\d+.* left"
 LINES = [
     "quiet: /.*/runs/quiet",
@@ -47,11 +35,10 @@ LINES = [
 ]
 
 
-def test_a_run_with_adapters_says_just_this(make_family: Callable[..., list[Path]], tmp_path: Path) -> None:
-    records = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "sums.yaml").write_text(TASK.replace("TEST", str(tmp_path / "data.jsonl")))
+def test_a_run_with_adapters_says_just_this(
+    make_family: Callable[..., list[Path]], write_sums: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    write_sums(4, 4)
     content = {
         "name": "quiet",
         "model": {"path": str(make_family(count=0)[0]), "dtype": "bfloat16"},

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ SFT = {
 @pytest.fixture(scope="session")
 def base(make_family: Callable[..., list[Path]]) -> Path:
     return make_family("llama", count=0, dtype=torch.float32)[0]
+
+
+@pytest.fixture(scope="session")
+def dropping(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model with dropout."""
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("dropout") / "dropping")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -43,18 +43,12 @@ main(prog_name="ordermerge")
 
 
 @pytest.fixture
-def write(write_experiment: Write, base: Path, tmp_path: Path) -> Write:
+def write(write_experiment: Write, dropping: Path) -> Write:
     """Return a function that writes a longer experiment, over a base model with dropout."""
-    dropping = tmp_path / "dropping"
-    dropping.mkdir()
-    for path in base.iterdir():
-        (dropping / path.name).write_bytes(path.read_bytes())
-    config = json.loads((dropping / "config.json").read_text())
-    (dropping / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
 
     def write(**sections: dict[str, Any]) -> Experiment:
         sections["sft"] = {**LONG, **sections.get("sft", {})}
-        return write_experiment(model={"path": "dropping"}, **sections)
+        return write_experiment(model={"path": str(dropping)}, **sections)
 
     return write
 

@@ -22,20 +22,14 @@ SFT = {"lr_scheduler_type": "linear", "logging_steps": 4, "eval_strategy": "epoc
 
 
 @pytest.fixture
-def write(write_experiment: Write, base: Path, tmp_path: Path) -> Write:
+def write(write_experiment: Write, dropping: Path, tmp_path: Path) -> Write:
     """Return a function that writes an experiment over a base model with dropout."""
-    dropping = tmp_path / "dropping"
-    dropping.mkdir()
-    for path in base.iterdir():
-        (dropping / path.name).write_bytes(path.read_bytes())
-    config = json.loads((dropping / "config.json").read_text())
-    (dropping / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.3}))
 
     def write(**sections: dict[str, Any]) -> Experiment:
         sections = {"data": {"validation": "valid.jsonl"}, **sections}
         sections["sft"] = {**SFT, **sections.get("sft", {})}
         (tmp_path / "valid.jsonl").write_text('{"question": "abcd?", "answer": "1"}\n')
-        return write_experiment(model={"path": "dropping"}, **sections)
+        return write_experiment(model={"path": str(dropping)}, **sections)
 
     return write
 
