@@ -8,7 +8,7 @@ BIN := $(abspath $(VENV))/bin
 COMMITTED := recipes/quickstart/results
 SOURCES := pyproject.toml README.md LICENSE src merge_methods train eval
 
-.PHONY: quickstart methods test docs results lint format clean
+.PHONY: quickstart methods test docs results evidence lint format clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/ordermerge run recipes/quickstart/experiment.yml
@@ -44,6 +44,11 @@ results: quickstart
 	$(BIN)/python recipes/quickstart/make_data.py
 	$(BIN)/python studies/families.py studies/price
 	$(BIN)/python studies/answers.py studies/price
+
+# Every table and figure of docs/evidence.md, from the committed results alone.
+evidence: $(VENV)/.installed
+	for study in studies/*/questions.yml; do $(BIN)/python studies/answers.py $$(dirname $$study); done
+	for study in studies/*/answer.py; do $(BIN)/python $$study; done
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
