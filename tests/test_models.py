@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ordermerge.errors import UserError
-from ordermerge.models import hub_revision, identity, loading_args, model_names, model_problem
+from ordermerge.models import hub_name, hub_revision, identity, loading_args, model_names, model_problem
 
 
 def test_model_names_are_last_parts_as_long_as_needed(tmp_path):
@@ -141,3 +141,18 @@ def test_old_index_beside_a_whole_file_is_no_problem_and_a_pointer_is(tmp_path, 
     assert model_problem(str(model), "hf") is None
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "is a Git LFS pointer, not the weights" in str(model_problem(str(model), "hf"))
+
+
+def test_a_local_model_has_the_hub_id_that_it_knows_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").mkdir()
+    assert hub_name("base") is None
+    (tmp_path / "base" / "config.json").write_text('{"_name_or_path": "org/model"}')
+    assert hub_name("base") == hub_name(str(tmp_path / "base")) == "org/model"
+    (tmp_path / "org" / "model").mkdir(parents=True)  # the folder that was meant, not the hub's
+    assert hub_name("base") is None
+    cached = tmp_path / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / "abc"
+    cached.mkdir(parents=True)
+    assert hub_name(str(cached)) == "HuggingFaceTB/SmolLM2-135M"
+    assert hub_name("org/other@main") == "org/other"
+    assert hub_name("/gone/model") is None

@@ -18,6 +18,7 @@ FOLDER_BACKENDS = (*HF_BACKENDS, "vllm")
 ADAPTER_ARGS = {**dict.fromkeys(HF_BACKENDS, "peft"), "vllm": "lora_local_path"}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # with a revision, as mergekit writes it
+_REPOSITORY = re.compile(r"(?=.{1,96}$)\w[\w.-]*(/\w[\w.-]*)?")  # without a revision
 NOT_LOADED = (".md", ".log", ".yml")
 # Of a repository, what other programs load.
 _NOT_LOADED = ["*.gguf", "*.onnx*", "*.msgpack", "*.h5", "*.ot", "*.pth", "original/*", "consolidated*", "*.mlmodel"]
@@ -148,6 +149,29 @@ def hub_revision(model: str) -> tuple[str, str | None]:
         return model, None
     name, _, revision = model.partition("@")
     return name, revision or None
+
+
+def hub_name(model: str) -> str | None:
+    """Return a model's id on the hub, None of a local folder that does not say where it is from.
+
+    Args:
+        model: A hub id; or a local folder: one in the Hugging Face cache is named by its place there, others by their
+            configuration.
+    """
+    folder = local_folder(model)
+    if folder is None:
+        name = hub_revision(model)[0]
+        return name if _REPOSITORY.fullmatch(name) else None
+    cached = next((part for part in folder.parts if part.startswith("models--")), None)
+    if cached:
+        return cached.removeprefix("models--").replace("--", "/", 1)
+    try:
+        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = config.get("_name_or_path") if isinstance(config, dict) else None
+    known = isinstance(name, str) and "/" in name and _REPOSITORY.fullmatch(name) and local_folder(name) is None
+    return name if known else None
 
 
 def identity(model: str) -> dict[str, Any]:

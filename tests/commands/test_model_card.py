@@ -62,22 +62,23 @@ def trained(folder: Path) -> Path:
 def checked(file: Path) -> ModelCard:
     """Return a card whose metadata is as the hub wants it."""
     card = ModelCard.load(file)
-    for name in [card.data.base_model, *(card.data.datasets or [])]:
+    for name in filter(None, [card.data.base_model, *(card.data.datasets or [])]):
         validate_repo_id(name)
     return card
 
 
-def test_card_of_a_sub_model_names_a_local_base_by_its_own_name(tmp_path: Path) -> None:
+def test_card_of_a_sub_model_names_a_local_base_in_its_text_alone(tmp_path: Path) -> None:
     folder = trained(tmp_path / "orders" / "0")
     local = experiment(str(tmp_path / "base"), str(tmp_path / "train.jsonl"))
     assert add_trained_card(folder, "order_0", "the permutations of order 0", scores(tmp_path, "order_0"), local)
     card = checked(folder / "README.md")
-    assert (card.data.base_model, card.data.datasets) == ("base", None)
+    assert (card.data.base_model, card.data.datasets) == (None, None)
     assert card.data.tags == ["ordermerge", "sft", "trl"]
     assert [(one.dataset_name, one.metric_type, one.metric_value) for one in card.data.eval_results] == [
         ("sums", "acc", 0.9)
     ]
     assert str(tmp_path) not in card.content
+    assert "Trained from `base` on `train.jsonl`" in card.content
     assert "/home/me" not in card.content
     assert "10 optimizer steps, 20 samples" in card.content
     assert "learning_rate: 0.001" in card.content
@@ -111,7 +112,7 @@ def test_card_of_a_merge_has_the_scores_and_no_place_on_the_disk(tmp_path: Path)
     add_results(tmp_path, scores(tmp_path, "average"), experiment("/home/me/base model", "/home/me/train.jsonl"))
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.tags == ["mergekit", "merge", "ordermerge"]
-    assert card.data.base_model is None  # "base model" is no name that the hub takes
+    assert card.data.base_model is None  # nor is any local folder's name one that the hub knows
     assert "/home/me" not in card.content
     assert "# mergekit-yaml recipes/average.yml 'merges/average'" in card.content
     assert "https://arxiv.org/abs/2203.05482" in card.content

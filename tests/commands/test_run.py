@@ -72,6 +72,12 @@ def test_the_whole_chain_and_what_is_done_again(experiment: Path) -> None:
         assert name in first.output
     assert re.search(r"\| average \| \d+ \| 2 \|", report)
     assert report.index("## Price and score") < report.index("## What merging changed")
+    for page in (
+        report,
+        (directory / "report.html").read_text(),
+        *map(Path.read_text, directory.glob("*/*/README.md")),
+    ):
+        assert str(experiment.parent) not in page  # nor where it lies on somebody's disk
     compared = load_comparison(directory / "eval" / "comparison.json").comparisons
     assert {(c.model, c.reference) for c in compared} == {
         *((name, kind) for name in ("average", "resampled", "dare") for kind in ("single_mean", "single_best")),

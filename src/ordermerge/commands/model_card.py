@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ordermerge.commands.current import Current
 from ordermerge.config.schema import Experiment
@@ -17,6 +15,7 @@ from ordermerge.errors import UserError, counted
 from ordermerge.eval.scoring.saved import SavedScores, load_scores, read_results
 from ordermerge.eval.scoring.table import NO_FILTER, Row, markdown_table
 from ordermerge.files import CARD, write_text
+from ordermerge.models import hub_name
 from ordermerge.run_directory import (
     CHECKPOINTS,
     control_folder,
@@ -59,15 +58,17 @@ def complete_card(merged: Path, config: "MergeConfiguration", *, by_name: bool =
     from ordermerge.merge_methods.parameter_selection import NAMES, PAPER
 
     file = merged / CARD
-    if file.exists():
-        card = _without_places(file.read_text(encoding="utf-8"), config)
-        file.write_text(_shortened_paths(card), encoding="utf-8")
-    if by_name and file.exists():
-        card = ModelCard.load(file)
+    if not file.exists():
+        return
+    text = _without_places(file.read_text(encoding="utf-8"), config)
+    card = ModelCard(_shortened_paths(text))
+    named = (hub_name(part.path) for model in config.referenced_models() for part in (model.model, model.lora) if part)
+    card.data.base_model = sorted(set(filter(None, named))) or None
+    if by_name:
         card.text = f"{card.text.rstrip()}\n\n{_BY_NAME}\n"
-        card.save(file)
+    card.save(file)
     method = next(method for method in registered_methods() if method.spec.name == config.merge_method)
-    if method.spec.name not in NAMES or not file.exists():
+    if method.spec.name not in NAMES:
         return
     settings = {p.name: _setting(config, p.name, p.default) for p in method.spec.shared_parameters}
     lines = [
@@ -82,7 +83,6 @@ def complete_card(merged: Path, config: "MergeConfiguration", *, by_name: bool =
         entries = [entry for entry in config.models if entry.model != config.base_model]
         weights = [(entry.parameters or {}).get("weight", _setting(config, "weight", 1)) for entry in entries]
         lines += [f"- sub-models: {len(entries)}", f"- `weight`: {', '.join(map(_plain, weights))}"]
-    card = ModelCard.load(file)
     card.text = f"{card.text.rstrip()}\n\n" + "\n".join(lines) + "\n"
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "ordermerge"]))
     card.save(file)
@@ -122,7 +122,8 @@ def add_results(merged: Path, saved: SavedScores, experiment: Experiment) -> Non
     """Put a merged model's scores into its card: a table, and the `model-index` that the hub shows.
 
     Scores of a part of a task (`limit`) are shown in the table, with their mark, and left out of the `model-index`,
-    which has no place for it. Training data are named where they are on the hub, a local base model by its own name.
+    which has no place for it. Training data and base model are in the metadata where they are on the hub, as the hub
+    takes no other names.
 
     Args:
         merged: The merged model, which has a card.
@@ -163,7 +164,7 @@ def add_trained_card(folder: Path, name: str, how: str, saved: SavedScores, expe
     if record is None or not (_OURS in there or _PEFT_EMPTY in there):
         return False
     orders, adapter = experiment.orders, experiment.saves_adapters
-    base, data = _name(experiment.model.path), _name(experiment.data.train)
+    base, data = hub_name(experiment.model.path) or _name(experiment.model.path), _name(experiment.data.train)
     lines = [
         f"# {experiment.name}: {name}",
         f"{_OURS}\n{'An adapter of' if adapter else 'Trained from'} `{base}` on `{data}` with [TRL](https://github.com/"
@@ -191,7 +192,7 @@ def _add_data(data: ModelCardData, name: str, saved: SavedScores, experiment: Ex
     whole = [row for row in saved.rows if row.limit is None]
     data.model_name = name
     data.eval_results = [_eval_result(row, saved.results[row.task]) for row in whole] or None
-    data.base_model = _repository(_name(experiment.model.path))
+    data.base_model = hub_name(experiment.model.path)
     if not Path(experiment.data.train).is_absolute():
         data.datasets = [experiment.data.train]
 
@@ -199,15 +200,6 @@ def _add_data(data: ModelCardData, name: str, saved: SavedScores, experiment: Ex
 def _name(path: str) -> str:
     """Return a hub id as it is, and of a local path the last part."""
     return Path(path).name if Path(path).is_absolute() else path
-
-
-def _repository(name: str) -> str | None:
-    """Return a name if the hub takes it for a model's."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
 
 
 def _shortened_paths(card: str) -> str:

@@ -135,11 +135,22 @@ def _write(experiment: Experiment, run_directory: Path) -> Path:
         _made(run_directory, orders),
         *(f"## {title}\n\n{text.rstrip()}" for title, text in sections.items() if text),
     ]
-    text = "\n\n".join(filter(None, parts)) + "\n"
+    text = _without_places("\n\n".join(filter(None, parts)) + "\n", experiment.directory, run_directory)
     report = run_directory / REPORT
     write_text(report, text)
     write_text(report.with_suffix(".html"), html_page(text, experiment.name, run_directory, pictures))
     return report
+
+
+def _without_places(text: str, *folders: Path) -> str:
+    """Return a report in which paths start at the experiment file or the run directory, and the user's home is `~`."""
+    for folder in folders:
+        if len(folder.resolve().parts) > 1:
+            place = re.escape(str(folder.resolve()))
+            text = re.sub(rf"{place}/(?=[\w.-])", "", text)
+            text = re.sub(rf"{place}(?![\w./-])", ".", text)
+    home = Path.home()
+    return re.sub(rf"{re.escape(str(home))}(?=/)", "~", text) if len(home.parts) > 1 else text
 
 
 def _outdated(names: list[str]) -> str:
@@ -358,11 +369,14 @@ def _fenced(text: str, language: str = "") -> str:
 
 def _models(experiment: Experiment, run_directory: Path) -> str:
     orders, count = experiment.orders, experiment.count
-    drawn = f"seed {orders.seed}" if orders.file is None else f"from {markdown_text(orders.file)}"
+    places = experiment.directory, run_directory
+    given = f"from {markdown_text(_without_places(orders.file, *places))}" if orders.file else None
+    drawn = f"strategy `{orders.strategy}`, {given or f'seed {orders.seed}'}"
+    base = markdown_text(_without_places(experiment.model.path, *places))
     names = f"`order_0` to `order_{count - 1}`: sub-models, one for each" if count > 1 else "`order_0`: the sub-model"
     lines = [
-        f"- `base`: {markdown_text(experiment.model.path)}, before fine-tuning{_round(experiment)}",
-        f"- {names} of {counted(count, 'order')} of the same data (strategy `{orders.strategy}`, {drawn})",
+        f"- `base`: {base}, before fine-tuning{_round(experiment)}",
+        f"- {names} of {counted(count, 'order')} of the same data ({drawn})",
     ]
     if experiment.vary:
         values = (f"`order_{k}` {markdown_text(described(model))}" for k, model in enumerate(sub_models(experiment)))
