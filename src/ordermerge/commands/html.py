@@ -56,6 +56,12 @@ th:last-child, td:last-child { padding-right: .2rem; }
 th { max-width: 12rem; border-bottom-width: 2px; vertical-align: bottom; }
 td { white-space: nowrap; }
 td.words { white-space: normal; max-width: min(34rem, 80vw); }
+/* In a narrow window the names leave room for the numbers. */
+@media (max-width: 40rem) {
+  th, td { padding-right: .7rem; }
+  th { max-width: 7.5rem; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; max-width: 7.5rem; }
+}
 code { font: .88em ui-monospace, monospace; background: var(--shade); border-radius: 3px; padding: .1em .25em; }
 pre { padding: .8rem; background: var(--shade); border-radius: 4px; overflow-x: auto; line-height: 1.4; }
 pre code { padding: 0; background: none; }
