@@ -2,7 +2,14 @@
 
 from collections.abc import Callable, Hashable, Sequence
 
-from mergekit.merge_methods.base import FunctionalGroupMergeMethod
+import torch
+from mergekit.merge_methods.base import (
+    BasePolicy,
+    FunctionalGroupMergeMethod,
+    InputContract,
+    MergeMethodSpec,
+    ParameterSpec,
+)
 
 
 class _BaseRequired(FunctionalGroupMergeMethod):
@@ -32,3 +39,28 @@ def name_missing_base(remedy: str = "") -> Callable[[FunctionalGroupMergeMethod]
         return checked
 
     return named
+
+
+def base_required_method(
+    name: str,
+    pretty_name: str,
+    reference_url: str,
+    parameters: Sequence[ParameterSpec],
+    merge: Callable[..., torch.Tensor],
+) -> FunctionalGroupMergeMethod:
+    """Return a method that takes a base model and sub-models, without mergekit's decorator.
+
+    With that, each parameter is an argument of the function, which `lambda` cannot be.
+
+    Args:
+        name: In recipes.
+        pretty_name: In texts.
+        reference_url: Of its paper.
+        parameters: What recipes can set.
+        merge: Merges the tensors of one name, given the parameters by name.
+    """
+    contract = InputContract(base=BasePolicy.REQUIRED, min_non_base=1)
+    spec = MergeMethodSpec(
+        name=name, pretty_name=pretty_name, reference_url=reference_url, contract=contract, parameters=tuple(parameters)
+    )
+    return name_missing_base()(FunctionalGroupMergeMethod(spec, merge))

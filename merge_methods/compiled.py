@@ -13,30 +13,21 @@ import torch
 from ordermerge.compiled import share_out
 from ordermerge.counter import stream_key
 from ordermerge.loops import DRAWS_PER_WORD, changed, has_zero, lanes_at, loop, part, write_draws
+from ordermerge.merge_methods.selection import Selection
 from ordermerge.merge_methods.shares import share_draws
 
 _PIECE = 256  # values
 _ROUNDS = 32  # drawn in one pass over the values
 
 
-def fill_compiled(
-    out: torch.Tensor,
-    models: list[torch.Tensor],
-    weights: list[float],
-    base: torch.Tensor | None,
-    resample: float,
-    stream: tuple[int, str],
-) -> None:
+def fill_compiled(out: torch.Tensor, selection: Selection) -> None:
     """Write the merged values to `out`.
 
     Args:
-        out: See `ordermerge.merge_methods.selection.fill_elements`.
-        models: Contiguous lanes.
-        weights: As `whole_weights` returns them.
-        base: Contiguous lanes, or None.
-        resample: Number of rounds, or `math.inf`.
-        stream: Seed and tensor name.
+        out: Lanes of the result, shape [numel].
+        selection: Where they come from.
     """
+    models, weights, base, resample, stream = selection
     if base is not None and math.isinf(resample):
         whole = all(isinstance(weight, int) for weight in weights)
         parts = np.array(weights, out.numpy().dtype if whole else np.float32)

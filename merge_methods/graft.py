@@ -9,17 +9,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mergekit.merge_methods.base import (
-    BasePolicy,
-    FunctionalGroupMergeMethod,
-    InputContract,
-    MergeMethodSpec,
-    ParameterScope,
-    ParameterSpec,
-    TensorGroup,
-)
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec, TensorGroup
 
-from ordermerge.merge_methods.base_required import name_missing_base
+from ordermerge.merge_methods.base_required import base_required_method
 from ordermerge.merge_methods.first_pass import FirstPass, Read, missing_results, require_finite
 from ordermerge.merge_methods.order_statistics import values_at_ranks
 from ordermerge.merge_methods.parameters import Density, Lambda, measured
@@ -109,21 +101,15 @@ def _merge(group: TensorGroup, **parameters: Any) -> torch.Tensor:
 
 GRAFT_PASS = FirstPass(settings=("density",), results=("threshold",), measure=_measure)
 
-# Without the decorator, as `lambda` cannot be the name of an argument.
-graft_merge = name_missing_base()(
-    FunctionalGroupMergeMethod(
-        MergeMethodSpec(
-            name="graft",
-            pretty_name="Grafting",
-            reference_url="https://arxiv.org/abs/2302.06600",
-            contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
-            parameters=(
-                ParameterSpec("density", Density, ParameterScope.NON_BASE, default=0.1),
-                ParameterSpec("threshold", measured("threshold"), ParameterScope.NON_BASE, default=None),
-                ParameterSpec("lambda", Lambda, ParameterScope.SHARED, default=1.0),
-                ParameterSpec("strict", bool, ParameterScope.SHARED, default=False),
-            ),
-        ),
-        _merge,
-    )
+graft_merge = base_required_method(
+    "graft",
+    "Grafting",
+    "https://arxiv.org/abs/2302.06600",
+    parameters=(
+        ParameterSpec("density", Density, ParameterScope.NON_BASE, default=0.1),
+        ParameterSpec("threshold", measured("threshold"), ParameterScope.NON_BASE, default=None),
+        ParameterSpec("lambda", Lambda, ParameterScope.SHARED, default=1.0),
+        ParameterSpec("strict", bool, ParameterScope.SHARED, default=False),
+    ),
+    merge=_merge,
 )

@@ -8,17 +8,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from mergekit.merge_methods.base import (
-    BasePolicy,
-    FunctionalGroupMergeMethod,
-    InputContract,
-    MergeMethodSpec,
-    ParameterScope,
-    ParameterSpec,
-    TensorGroup,
-)
+from mergekit.merge_methods.base import ParameterScope, ParameterSpec, TensorGroup
 
-from ordermerge.merge_methods.base_required import name_missing_base
+from ordermerge.merge_methods.base_required import base_required_method
 from ordermerge.merge_methods.first_pass import FirstPass, Read, missing_results, require_finite
 from ordermerge.merge_methods.order_statistics import values_at_ranks
 from ordermerge.merge_methods.parameters import Lambda, Ratio, Scope, ScopeParameter, measured
@@ -189,24 +181,15 @@ PCB_PASS = FirstPass(
     needed=lambda settings: settings.get("scope") is not Scope.TENSOR,
 )
 
-# Without the decorator, as `lambda` cannot be the name of an argument.
-pcb_merge = name_missing_base()(
-    FunctionalGroupMergeMethod(
-        MergeMethodSpec(
-            name="pcb",
-            pretty_name="PCB-Merging",
-            reference_url="https://arxiv.org/abs/2410.02396",
-            contract=InputContract(base=BasePolicy.REQUIRED, min_non_base=1),
-            parameters=(
-                ParameterSpec("ratio", Ratio, ParameterScope.SHARED, default=0.1),
-                ParameterSpec("lambda", Lambda, ParameterScope.SHARED, default=1.0),
-                ParameterSpec("scope", ScopeParameter, ParameterScope.SHARED, default="tensor"),
-                *(
-                    ParameterSpec(name, measured(name), ParameterScope.NON_BASE, default=None)
-                    for name in Limits._fields
-                ),
-            ),
-        ),
-        _merge,
-    )
+pcb_merge = base_required_method(
+    "pcb",
+    "PCB-Merging",
+    "https://arxiv.org/abs/2410.02396",
+    parameters=(
+        ParameterSpec("ratio", Ratio, ParameterScope.SHARED, default=0.1),
+        ParameterSpec("lambda", Lambda, ParameterScope.SHARED, default=1.0),
+        ParameterSpec("scope", ScopeParameter, ParameterScope.SHARED, default="tensor"),
+        *(ParameterSpec(name, measured(name), ParameterScope.NON_BASE, default=None) for name in Limits._fields),
+    ),
+    merge=_merge,
 )

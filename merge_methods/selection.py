@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +20,24 @@ from ordermerge.unchanged import changed
 _DRAWS_PER_WORD = 4
 # Elements worked on at once, a multiple of the draws per word: enough for an accelerator, little memory.
 _CHUNK = 1 << 20
+
+
+class Selection(NamedTuple):
+    """Where each value is taken from.
+
+    Attributes:
+        models: Contiguous lanes of the sub-models of positive weight, each of shape [numel].
+        weights: As `whole_weights` returns them.
+        base: Contiguous lanes of the base model, or None where nothing is drawn again.
+        resample: Number of rounds, or `math.inf`; not looked at without a base.
+        stream: Seed and tensor name, which together name the draw.
+    """
+
+    models: list[torch.Tensor]
+    weights: list[float]
+    base: torch.Tensor | None
+    resample: float
+    stream: tuple[int, str]
 
 
 def fill_elements(
@@ -33,33 +52,27 @@ def fill_elements(
 
     Args:
         out: Lanes of the result, shape [numel].
-        models: Lanes of the sub-models of positive weight, each of shape [numel].
-        weights: Their weights, all positive.
-        base: Lanes of the base model, or None where nothing is drawn again.
-        resample: Number of rounds, or `math.inf`; not looked at without a base.
-        stream: Seed and tensor name, which together name the draw.
+        models: As in `Selection`.
+        weights: Of the models, all positive.
+        base: As in `Selection`.
+        resample: As in `Selection`.
+        stream: As in `Selection`.
     """
-    arguments = out, models, whole_weights(weights), base, resample, stream
+    selection = Selection(models, whole_weights(weights), base, resample, stream)
 
     def fill_by_loops() -> None:
         from ordermerge.merge_methods.compiled import fill_compiled
 
-        fill_compiled(*arguments)
+        fill_compiled(out, selection)
 
     if out.device.type == "cpu":
-        with_numba(fill_by_loops, otherwise=lambda: _fill(*arguments))
+        with_numba(fill_by_loops, otherwise=lambda: _fill(out, selection))
     else:
-        _fill(*arguments)
+        _fill(out, selection)
 
 
-def _fill(
-    out: torch.Tensor,
-    models: list[torch.Tensor],
-    weights: list[float],
-    base: torch.Tensor | None,
-    resample: float,
-    stream: tuple[int, str],
-) -> None:
+def _fill(out: torch.Tensor, selection: Selection) -> None:
+    models, weights, base, resample, stream = selection
     for start in range(0, out.numel(), _CHUNK):
         span = slice(start, start + _CHUNK)
         piece, pieces = out[span], [lanes[span] for lanes in models]

@@ -135,7 +135,9 @@ def soup(models: tuple[str, ...], tasks: str, test_tasks: str, **options: Any) -
 @click.option("--out", default="pareto", show_default=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--samples", type=click.IntRange(min=1), help="Merges to fit to. [twice the parameters of a quadratic]")
 @click.option("--points", type=click.IntRange(min=2), default=10, show_default=True, help="Most that are then tried.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples, and of the search.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples, and of the search."
+)
 @click.option(
     "--metric",
     "metrics",
