@@ -6,6 +6,7 @@ Ray is an optional dependency, imported when it is asked for.
 import contextlib
 import io
 import os
+import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +20,14 @@ import click
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
 from ordermerge.folders import scratch_directory
+from ordermerge.locks import waits
 from ordermerge.provenance import versions
 from ordermerge.run_directory import TRUNK
 
 if TYPE_CHECKING:
     from ordermerge.train.steps import TrainStep
 
+_PROGRESS = re.compile(r": \d+/\d+( \(\d+ %\))?, ")
 RETRIES = 2  # of an order whose process died or raised anything but a UserError
 
 
@@ -54,6 +57,7 @@ class Task:
         working_directory: Where the command was given; the experiment's paths may be relative to it.
         probe: A folder that the command made in the run directory.
         seen: The order's inputs and the versions, as the command's machine sees them.
+        waits: Whether to wait for another process that trains the order, as `--wait` says.
     """
 
     experiment: Experiment
@@ -64,6 +68,7 @@ class Task:
     working_directory: Path
     probe: Path
     seen: dict[str, Any]
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,9 @@ def train_on_ray(
             )
             place = (resources.cpus, gpus, Path.cwd(), probe)
             tasks = {
-                step.name: Task(experiment, run_directory, step.name, *place, seen=step.inputs | versions())
+                step.name: Task(
+                    experiment, run_directory, step.name, *place, seen=step.inputs | versions(), waits=waits.get()
+                )
                 for step in todo
             }
             # A process of its own for each order: its memory on the GPU goes when it ends.
@@ -152,14 +159,17 @@ def train_task(task: Task) -> Iterator[str | Outcome]:
 
     torch.set_num_threads(task.threads)
     said, problems = io.StringIO(), []
+    token = waits.set(task.waits)
     try:
         _check_node(task)
         with contextlib.redirect_stderr(said):
             train_steps(task.experiment, [_find_step(task)])
     except UserError as error:
         problems = error.problems
+    finally:
+        waits.reset(token)
     # How far the order was is of no interest when it has ended.
-    yield Outcome([line for line in said.getvalue().splitlines() if "): step " not in line], problems)
+    yield Outcome([line for line in said.getvalue().splitlines() if not _PROGRESS.search(line)], problems)
 
 
 def _watch(ray: ModuleType, submit: Callable[[str], Any], names: Sequence[str]) -> dict[str, str]:

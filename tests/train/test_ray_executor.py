@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from click.testing import CliRunner
 from ordermerge.cli import main
 from ordermerge.config.schema import Experiment
 from ordermerge.errors import UserError
+from ordermerge.locks import lock, waits
+from ordermerge.progress import ProgressLine
 from ordermerge.provenance import versions
 from ordermerge.train import ray_executor
 from ordermerge.train.ray_executor import Outcome, Resources, Task, train_task
@@ -101,7 +105,10 @@ def task(tmp_path: Path, write_experiment: Write) -> Callable[..., Task]:
     return make
 
 
-def test_a_task_tells_where_it_runs_then_trains_with_its_threads(task: Callable[..., Task], tmp_path: Path):
+def test_a_task_tells_where_it_runs_then_trains_with_its_threads(
+    task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ProgressLine, "is_due", lambda *_: True)  # as on a slow machine: not told afterwards
     torch.set_num_threads(2)
     place, outcome = train_task(task())
     assert place == f"{socket.gethostname()} (process {os.getpid()})"
@@ -120,6 +127,21 @@ def test_relative_paths_start_where_the_command_was_given(task: Callable[..., Ta
     elsewhere = made.experiment.model_copy(update={"directory": tmp_path / "elsewhere"})  # then: working directory
     (_, outcome) = train_task(task(experiment=elsewhere))
     assert outcome.problems == []
+
+
+def test_a_task_waits_for_another_process_if_the_command_does(
+    task: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with ExitStack() as held:
+        held.enter_context(lock(tmp_path / "run" / "orders" / "1"))
+        _, outcome = train_task(task())
+        assert "orders/1: process" in outcome.problems[0]
+        assert "is making it; give the command again when that has ended, or with `--wait`" in outcome.problems[0]
+        monkeypatch.setattr("ordermerge.locks.time", SimpleNamespace(sleep=lambda seconds: held.close()))
+        _, outcome = train_task(task(waits=True))
+    assert outcome.problems == []
+    assert not waits.get()
+    assert os.listdir(tmp_path / "run" / "orders") == ["1"]
 
 
 @pytest.mark.parametrize(
