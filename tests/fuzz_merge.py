@@ -35,8 +35,8 @@ TOP: dict[str, tuple[Any, ...]] = {
 }
 NUMBERS = (0, 0.3, 0.5, 1, 1.0, [0, 1], [0.2, 0.4, 1], 2, -0.5, 1e-9, 10**6, 10**30)
 OTHER_VALUES = (True, False, "full", "row", [], [[1]], {}, {"filter": "mlp", "value": 1}, *DTYPES, "int8")
-# Names of the hub, which is not asked before; a rule of `della` on two settings that may differ from layer to layer.
-ONLY_MERGING_TELLS = ("Hugging Face cache", "couldn't connect", "density +/- epsilon is in (0, 1)", "weighted sum of the input")
+# Names of the hub, which is not asked before; and rules of mergekit's kernels on values of several layers or tensors.
+HUB, KERNELS = ("Hugging Face cache", "couldn't connect"), ("density +/- epsilon is in", "weighted sum of the input")
 FILTERED = [{"filter": "mlp", "value": 0.5}, {"value": [0, 1]}]
 
 
@@ -129,7 +129,7 @@ class Models:
         out = self.folder / "out"
         for command in (["check", str(self.recipe)], ["merge", str(self.recipe), str(out), "--quiet"]):
             done = CliRunner().invoke(ordermerge, command)
-            told = any(reason in done.output for reason in ONLY_MERGING_TELLS)
+            told = any(reason in done.output for reason in (*HUB, *KERNELS))
             if done.exit_code == 1 and (command[0] == "check" or told) and type(done.exception) is SystemExit:
                 return ""
             if done.exit_code:
