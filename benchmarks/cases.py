@@ -49,8 +49,8 @@ FULL = Case("full", "parameter_selection_resample", base=True)
 CASES = (
     LINEAR,
     Case("task_arithmetic", "task_arithmetic", base=True, slow=True),
-    Case("dare_ties", "dare_ties", base=True, parameters={"density": 0.5}, slow=True),
-    Case("ties", "ties", base=True, parameters={"density": 0.5}, slow=True),
+    Case("dare_ties", "dare_ties", base=True, parameters={"density": 0.5}, slow=True, command=False),
+    Case("ties", "ties", base=True, parameters={"density": 0.5}, slow=True, command=False),
     SELECTION,
     Case("resample_1", "parameter_selection_resample", base=True, parameters={"resample": 1}),
     Case("resample_3", "parameter_selection_resample", base=True, parameters={"resample": 3}, command=False),

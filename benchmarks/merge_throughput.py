@@ -10,8 +10,8 @@
 
 Results go to OUT/merge_throughput.json (every repetition), .md, .png and .svg. A part that is measured again replaces
 that part of the JSON. The machine must be idle: the methods keep all cores busy in step, and wait for the slowest.
-A part takes up to 10 minutes on 2 cores. Where the system takes the page cache back early, or the disk is slow,
-TMPDIR=/dev/shm keeps the files of `command` and `merge` in memory; the results say which it was.
+A part takes up to 5 minutes on 2 cores, `scaling` more. Where the system takes the page cache back early, or the disk
+is slow, TMPDIR=/dev/shm keeps the files of `command` and `merge` in memory; the results say which it was.
 """
 
 import json
@@ -235,7 +235,7 @@ def time_merge(case: Case, folder: Path, count: int, dtype: str) -> float:
     config = MergeConfiguration.model_validate(recipe(case, folder, count, dtype))
     out = folder / "merged"
     start = time.perf_counter()
-    run_merge(config, str(out), MergeOptions(quiet=True))
+    run_merge(config, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
     seconds = time.perf_counter() - start
     shutil.rmtree(out)
     return seconds
@@ -314,7 +314,7 @@ def save(results: dict[str, Any], store: Path) -> None:
 @click.option("--parameters", default="270M", help="Parameters of a model, such as 270M or 1B.")
 @click.option("--models", "count", default=5, help="Number of sub-models.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16")
-@click.option("--repetitions", default=5)
+@click.option("--repetitions", default=3)
 @click.option("--slow-repetitions", default=2, help="For dare_ties and ties, which take about a minute each.")
 @click.option("--methods", help="Names to measure, by commas; `linear` always is.")
 @click.option("--only", type=click.Choice((*PARTS, "report")), help="One part.")
