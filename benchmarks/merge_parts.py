@@ -4,9 +4,9 @@
     python benchmarks/merge_parts.py --parameters 20M --repetitions 2 --out /tmp/trial     # a quick look
 
 Made-up models in the page cache, one thread, processor time: the machine need not be idle. The parts are what a merge
-does to each byte: its pages are mapped, looked at for NaN, merged, written, and the result is read again for its
-digest. Wholes are mergekit's own `run_merge` and `ordermerge merge` in a process that has started up, and both
-commands, start-up included. Repetitions are interleaved; the least of each is given, as all else only adds to it.
+does to each byte: its pages are mapped, looked at for NaN, merged, written and put on the disk (mergekit's own does not
+wait for that), and the result is read again for its digest. Wholes are mergekit's own `run_merge` and `ordermerge
+merge` in a process that has started up, and both commands, start-up included. Repetitions are interleaved; the least of each is given, as all else only adds to it.
 Results go to OUT/merge_parts.json and OUT/merge_parts.md.
 """
 
@@ -38,9 +38,10 @@ from watched import machine, mergekit_command, run_watched
 
 import ordermerge.merge_methods  # noqa: F401  (registers the methods also where torch loads no entry points)
 from ordermerge.commands.merging import is_finite, merge
+from ordermerge.files import sync
 
 DTYPE, COUNT, PAGE_VALUES = "bfloat16", 5, 2048
-ORDER = ("map", "look for NaN", "kernel", "write", "digest")
+ORDER = ("map", "look for NaN", "kernel", "write, on the disk", "digest")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -87,6 +88,7 @@ def parts(case: Case, folder: Path) -> dict[str, Callable[[], object]]:
         "look for NaN": lambda: [is_finite(tensor) for tensor in looked_at],
         "kernel": lambda: kernel(case, in_memory),
         "write": lambda: save_file(in_memory[-1], written),
+        "write, on the disk": lambda: (save_file(in_memory[-1], written), sync(written)),
         "digest": lambda: digest(written),
     }
 
@@ -177,6 +179,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     columns = ("selection", "full")
     rows = {name: [per[f"{case}, {name}"] for case in columns] for name in ("floor", *ORDER)}
+    rows["(write, and not wait for the disk)"] = [per[f"{case}, write"] for case in columns]
     rows["checks and planning"] = [per[f"{case}, ordermerge merge, narrow"] for case in columns]
     rows["`ordermerge merge`, whole"] = [per[f"{case}, ordermerge merge, whole"] for case in columns]
     known = [sum(rows[name][place] for name in (*ORDER, "checks and planning")) for place in (0, 1)]

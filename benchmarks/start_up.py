@@ -3,10 +3,10 @@
     python benchmarks/start_up.py
     python benchmarks/start_up.py --repetitions 1 --out /tmp/trial     # a quick look
 
-Each command runs as a process of its own on tiny models; repetitions are interleaved in changing order, and the least of
-each is given, as all else only adds to it: the machine need not be idle. `run` has nothing to do. Also measured: what
-importing the libraries takes that `orders` needs, one after the other in one process, with Python's garbage collector
-off as in our commands. Results go to OUT/start_up.json and OUT/start_up.md.
+Each command runs as a process of its own on tiny models; repetitions are interleaved in changing order, and the least
+of each is given, as all else only adds to it: the machine need not be idle. `run` has nothing to do. Also measured:
+what importing the libraries takes that `orders` needs, one after the other in one process, with Python's garbage
+collector off as in our commands. Results go to OUT/start_up.json and OUT/start_up.md.
 """
 
 import json
@@ -113,8 +113,8 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| `{name}` | {seconds:.2f} | {seconds / helped:.2f} | {target} | {verdict} |")
     lines += [
         "",
-        "`orders` prepares the data with TRL's SFTTrainer, as training does: which samples are left, and so the orders, "
-        "is its decision. What importing that takes, each after those before it:",
+        "`orders` prepares the data with TRL's SFTTrainer, as training does: which samples are left, and so the "
+        "orders, is its decision. What importing that takes, each after those before it:",
         "",
         "| import | seconds | together |",
         "|---|---|---|",
