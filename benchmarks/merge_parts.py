@@ -3,11 +3,12 @@
     python benchmarks/merge_parts.py
     python benchmarks/merge_parts.py --parameters 20M --repetitions 2 --out /tmp/trial     # a quick look
 
-Made-up models in the page cache, one thread, processor time: the machine need not be idle. The parts are what a merge
-does to each byte: its pages are mapped, looked at for NaN, merged, written and put on the disk (mergekit's own does not
-wait for that), and the result is read again for its digest. Wholes are mergekit's own `run_merge` and `ordermerge
-merge` in a process that has started up, and both commands, start-up included. Repetitions are interleaved; the least of each is given, as all else only adds to it.
-Results go to OUT/merge_parts.json and OUT/merge_parts.md.
+Made-up models in the page cache, one thread, processor time: the machine need not be idle, but must have room to keep
+the files in memory. The parts are what a merge does to each byte: its pages are mapped, looked at for NaN, merged,
+written and put on the disk (mergekit's own does not wait for that), and the result is read again for its digest. Wholes
+are mergekit's own `run_merge` and `ordermerge merge` in a process that has started up, and both commands, start-up
+included. Repetitions are interleaved; the least of each is given, as all else only adds to it. Results go to
+OUT/merge_parts.json and OUT/merge_parts.md.
 """
 
 import hashlib
