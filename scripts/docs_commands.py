@@ -210,6 +210,8 @@ def main(folder: str, *named: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", place / ".venv"], check=True)
     path = os.pathsep.join([str(place / ".venv" / "bin"), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "VIRTUAL_ENV": str(place / ".venv")}
+    for first in ("pip install -c constraints.txt -e .[dev]", "ordermerge run recipes/quickstart/experiment.yml"):
+        subprocess.run(first.split(), cwd=place, env=environment, check=True)
     for page in named or pages():
         prepare(page, place, environment)
         for block in runnable(page):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from ordermerge.cli import main
@@ -47,6 +48,15 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "train.jsonl: exists already; name a new folder" in refused.output
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+@pytest.mark.parametrize("length", range(20, 60))
+def test_model_of_a_long_path_is_named_whole(length: int, tmp_path: Path) -> None:
+    model = "x" * length
+    assert invoke("init", str(tmp_path), "--model", model).exit_code == 0
+    experiment = yaml.safe_load((tmp_path / "experiment.yml").read_text(encoding="utf-8"))
+    assert experiment["model"]["path"] == model
+    assert yaml.safe_load((tmp_path / "recipe.yml").read_text(encoding="utf-8"))["base_model"] == model
 
 
 def test_own_model_is_named_and_none_written(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def _lines(key: Key, values: Mapping[str, Any]) -> list[str]:
 
 def _with_meaning(line: str, key: Key) -> str:
     meaning = key.meaning.partition(". ")[0].rstrip(".")
-    return f"{line:{_COLUMN}}# {meaning}" if meaning else line
+    return f"{line + ' ':{_COLUMN}}# {meaning}" if meaning else line  # YAML has a comment only after a space
 
 
 def _flow(value: Any) -> str:
