@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Commands that no machine can run for us, by how they begin, and why.
 NEVER = {
+    "pip install ordermerge": "the package is installed",
     "git clone": "the clone is where the commands run",
     "make test": "runs this",
     "pytest -n 2": "runs this",
@@ -41,11 +42,14 @@ BY_HAND = {
     "pytest tests/test_docs.py": "is among the tests",
     "make quickstart": "installs, and trains for minutes",
     "python -m venv": "installs",
-    "pip install": "installs",
+    "pip install -c": "installs",
     "pre-commit install": "installs",
 }
-# Options that the tests add, where a command does again what one before it does.
-SHORTER = {"name=slower": " --dry-run"}
+# Options that the tests add to have less to do.
+SHORTER = {"name=slower": " --dry-run"} | {
+    f"ordermerge run {folder}/experiment.yml": " --set sft.num_train_epochs=1 --set orders.count=2 --set controls=null"
+    for folder in ("start", "mine")
+}
 # What a page supposes, made in the clone before its blocks are run.
 _FAMILY = """\
 rm -rf base order_*
@@ -58,9 +62,19 @@ ordermerge train adapters/experiment.yml --set sft.num_train_epochs=1
 mv adapters/base .; for k in 0 1 2; do mv runs/adapters/orders/$k order_$k; done
 mkdir tasks; sed s/starter/mytask/ adapters/tasks/starter.yaml > tasks/mytask.yaml; mv adapters/test.jsonl .
 """
+_TICKETS = """\
+mkdir mine
+row() { echo "the $2 is ${3:-wrong},$1"; }
+{ echo message,team; for how in wrong late lost new old here gone; do
+  for what in parcel courier letter; do row delivery $what $how; done
+  for what in invoice refund payment; do row billing $what $how; done
+done; } > mine/tickets.csv
+{ head -1 mine/tickets.csv; tail -10 mine/tickets.csv; } > mine/tickets_test.csv
+"""
 PREPARE = {
     "README.md": _FAMILY,
     "docs/inspect.md": _FAMILY,
+    "docs/start.md": _TICKETS,
     "docs/lora.md": _ADAPTERS,
     "docs/evaluation.md": "mkdir -p eval-results; cp -r runs/quickstart/eval/order_0 eval-results/a; "
     "cp -r runs/quickstart/eval/order_1 eval-results/b",
@@ -182,17 +196,21 @@ def run(
 
 
 def _write(path: Path, block: Block) -> None:
-    """Write a file; of a `diff`, only the lines with a +, after the line above them."""
+    """Write a file, or change it as a `diff` says: lines with - by those with +, or + after the line above."""
     if block.language != "diff":
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
         return
     text = path.read_text(encoding="utf-8")
-    for above, plus in re.findall(r"^ (.*\n(?: *\n)*)((?:\+.*\n)+)", block.text, re.MULTILINE):
-        above, added = re.sub(r"(?m)^ ", "", above), re.sub(r"(?m)^\+", "", plus)
-        assert above in text, f"{block}: not in {path}: {above}"
-        if added not in text:
-            text = text.replace(above, above + added, 1)
+    hunk = re.compile(r"(?:^ (.*\n(?: *\n)*))?((?:^-.*\n)*)((?:^\+.*\n)+)", re.MULTILINE)
+    for above, old, new in hunk.findall(block.text):
+        # A line may have a comment that the page leaves out.
+        lines = "".join(rf"{re.escape(line[1:])}(?: +#.*)?\n" for line in old.splitlines())
+        found = re.search(f"^({re.escape(re.sub('(?m)^ ', '', above))}){lines}", text, re.MULTILINE)
+        assert found, f"{block}: not in {path}: {above}{old}"
+        added = re.sub(r"(?m)^\+", "", new)
+        if old or not text.startswith(added, found.end()):
+            text = text[: found.end(1)] + added + text[found.end() :]
     path.write_text(text, encoding="utf-8")
 
 

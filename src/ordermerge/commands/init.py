@@ -147,7 +147,7 @@ def _values(name: str, kind: str, model: str | None) -> dict[str, Any]:
         "model": {"path": model or "base", "dtype": "float32"},
         "data": {"train": "train.jsonl", "validation": "validation.jsonl", **data},
         "orders": {"count": SUB_MODELS, "strategy": "random", "seed": 0},
-        "sft": {**sft, "lr_scheduler_type": "constant"},
+        "sft": {**sft, "lr_scheduler_type": "constant", "eval_strategy": "epoch"},
         "lora": lora,
         "evaluation": evaluation,
     }
