@@ -17,6 +17,7 @@ from scipy.special import expit, logit
 
 from ordermerge.cli import main
 from ordermerge.commands.pareto import ParetoSearch
+from ordermerge.commands.surrogates import sample_coefficients
 from ordermerge.eval.scoring.table import Row
 from ordermerge.eval.task_data import PACK
 from ordermerge.locks import lock
@@ -140,6 +141,18 @@ def test_a_point_that_is_best_in_every_task_is_a_degenerate_front(monkeypatch: p
     assert said in done.output
     assert json.loads(Path("one/pareto.json").read_text())["degenerate"] == said
     assert [file.name for file in Path("one/front").iterdir()] == ["1_0.yml"]
+
+
+@pytest.mark.usefixtures("here", "without_noise")
+def test_samples_that_round_alike_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ordermerge.commands.pareto.evaluate_models", scored_by(first, second))
+    twice = sample_coefficients(2, 12, seed=0)[[*range(12), 5]]
+    monkeypatch.setattr("ordermerge.commands.pareto.sample_coefficients", lambda *_: twice)
+    done = pareto("--samples", "13", "--points", "2", "--out", "twice", "--json")
+    assert done.exit_code == 0, done.output
+    names = [point["name"] for point in json.loads(done.stdout)["points"]]
+    assert len(names) == len(set(names))
+    assert json.loads(done.stdout)["samples"] == 12
 
 
 @pytest.mark.usefixtures("here")

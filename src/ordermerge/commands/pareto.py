@@ -169,11 +169,12 @@ def find_front(search: ParetoSearch, *, samples: int | None = None, points: int 
     if problems := _problems(search, count, needed):
         raise UserError(problems)
     with lock(search.out):
-        sampled = sample_coefficients(len(search.models), count, seed)
-        drawn = _as_points(sampled)
+        drawn = list(
+            dict.fromkeys(_as_points(sample_coefficients(len(search.models), count, seed)))
+        )  # some round alike
         scored = [*search.score(drawn[:1]), *search.score(drawn[1:])]  # a wrong --metric is told after the first
         values = np.array([[row.value for row in rows] for rows in scored])
-        surrogates = [fit_surrogate(sampled, column) for column in values.T]
+        surrogates = [fit_surrogate(np.array(drawn), column) for column in values.T]
         signs = [1 if row.higher_is_better else -1 for row in scored[0]]
         promised = [
             point
@@ -187,7 +188,7 @@ def find_front(search: ParetoSearch, *, samples: int | None = None, points: int 
             file.unlink()
         search.write([point.coefficients for point in found.front], front)
         front_figure(found, search.out / "pareto")
-        write_json(search.out / FILE, {**asdict(found), "samples": count, "seed": seed, "versions": versions()})
+        write_json(search.out / FILE, {**asdict(found), "seed": seed, "versions": versions()})
     return found
 
 
