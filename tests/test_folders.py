@@ -179,6 +179,17 @@ def test_scratch_folders_of_the_dead_go_and_those_of_the_living_stay(tmp_path: P
         assert {path.name[:3] for path in tmp_path.iterdir() if path.is_dir()} == {".1.", ".8."}
 
 
+def test_the_lock_file_of_a_finished_thing_goes_if_nobody_holds_it(tmp_path: Path) -> None:
+    for name in ("made", "held", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f".{name}.lock").touch()
+    (tmp_path / ".unmade.lock").touch()
+    (tmp_path / "..step.scratch-x.lock").touch()
+    with lock(tmp_path / "held"):
+        clear_dead(tmp_path, keep=["kept"])
+        assert {path.name for path in tmp_path.glob(".*")} == {".held.lock", ".kept.lock", ".unmade.lock"}
+
+
 def test_eight_makers_at_once_one_makes_it_and_the_others_say_who(tmp_path: Path) -> None:
     out = tmp_path / "out"
 

@@ -16,7 +16,7 @@ from ordermerge.locks import is_locked, lock
 _BEFORE = ".before"  # in a working folder: what stood in its place
 _MOVED = ".moved.json"  # in a working folder: the names of the files that are put in place one by one
 _LAST = ("config.json", "ordermerge.json")  # without the first no loader takes a folder for a model
-_WORKING, _SCRATCH = ".partial", ".scratch"
+_WORKING, _SCRATCH, _LOCK = ".partial", ".scratch", ".lock"
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def scratch_directory(place: Path, name: str) -> Iterator[Path]:
 
 
 def clear_dead(place: Path, name: str = "", *, keep: Collection[str] = ()) -> None:
-    """Remove the working and scratch folders that killed processes left in a place.
+    """Remove the working and scratch folders, and the files of locks on folders, that killed processes left in a place.
 
     Args:
         place: The folder that they are in.
@@ -100,7 +100,10 @@ def clear_dead(place: Path, name: str = "", *, keep: Collection[str] = ()) -> No
         keep: Of these names, working folders stay: who makes them anew goes on with them.
     """
     for entry in _entries(place):
-        if _SCRATCH in entry.name and entry.name.startswith(f".{name}") and not entry.name.endswith(".lock"):
+        if entry.name.endswith(_LOCK):  # of a finished thing: nobody takes it again
+            thing = place / entry.name[1 : -len(_LOCK)]
+            lost = not name and thing.name not in keep and (thing.is_dir() or _SCRATCH in thing.name)
+        elif _SCRATCH in entry.name and entry.name.startswith(f".{name}"):
             thing, lost = entry, True
         else:
             thing = place / entry.name.removeprefix(".").partition(_WORKING)[0]

@@ -61,3 +61,12 @@ def test_a_refused_training_changes_nothing(file: str, options: list[str], messa
     assert done.exit_code == 1
     assert message in done.output
     assert state() == before
+
+
+def test_what_a_process_left_that_was_killed_as_its_order_was_finished_goes(trained: Path) -> None:
+    orders = trained.parent / "runs" / "tiny" / "orders"
+    (orders / ".0.partial-x" / "state" / "checkpoint-2").mkdir(parents=True)
+    (orders / ".0.lock").touch()
+    done = CliRunner().invoke(main, ["train", str(trained), "--runs-dir", str(trained.parent / "runs")])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in orders.iterdir()} == {"0", "1"}

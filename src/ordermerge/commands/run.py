@@ -34,10 +34,12 @@ from ordermerge.eval.scoring.table import Row, print_table
 from ordermerge.files import fingerprint, write_text
 from ordermerge.folders import clear_dead, clear_leftovers
 from ordermerge.locks import lock
+from ordermerge.models import MERGE_MARKER
 from ordermerge.progress import tell_load
 from ordermerge.provenance import record
 from ordermerge.run_directory import (
     EXPERIMENT,
+    ORDER_RECORD,
     TRUNK,
     digests_kept,
     evaluation_folder,
@@ -223,10 +225,12 @@ def _write_resolved(experiment: Experiment, path: Path, changes: Sequence[str], 
     text = yaml.safe_dump({**resolved, MADE_WITH: noted}, sort_keys=False)
     with lock(run_directory / EXPERIMENT, wait=True):
         write_text(run_directory / EXPERIMENT, text)
-    trainings = [*sub_models(experiment), *control_runs(experiment)]
     clear_dead(run_directory)
-    clear_dead(order_folder(run_directory, 0).parent, keep=[TRUNK, *(training.folder for training in trainings)])
-    clear_dead(merge_folder(run_directory, ""), keep=list(experiment.merges))
+    trainings = [TRUNK, *(training.folder for training in [*sub_models(experiment), *control_runs(experiment)])]
+    made = {order_folder(run_directory, 0).parent: (trainings, ORDER_RECORD)}
+    made[merge_folder(run_directory, "")] = (list(experiment.merges), MERGE_MARKER)
+    for place, (names, marker) in made.items():
+        clear_dead(place, keep=[name for name in names if not (place / name / marker).exists()])
 
 
 def _train(plan: Plan, steps: Sequence[Step]) -> None:
