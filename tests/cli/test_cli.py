@@ -52,6 +52,10 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("ordermerge.eval.inspect.inspection.inspect_models", interrupted)
+    done = CliRunner().invoke(main, ["inspect", "m", "--base", "b"])
+    assert done.exit_code == 130
+    assert "Interrupted. Nothing half-made is left; the same command begins anew." in done.stderr
     monkeypatch.setattr("ordermerge.commands.evaluate.evaluate_models", interrupted)
     done = CliRunner().invoke(main, ["eval", "m", "--tasks", "t"])
     assert (done.exit_code, done.stdout) == (130, "")

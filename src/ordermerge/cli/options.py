@@ -184,9 +184,9 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
-            if command.__name__ not in _GO_ON:
-                raise
-            click.echo("\nInterrupted. What is finished is kept, and the same command goes on from there.", err=True)
+            goes_on = "What is finished is kept, and the same command goes on from there."
+            begins = "Nothing half-made is left; the same command begins anew."
+            click.echo(f"\nInterrupted. {goes_on if command.__name__ in _GO_ON else begins}", err=True)
             raise SystemExit(INTERRUPTED) from None
         except Exception as error:
             # safetensors says "no space left" and the like by an exception of its own; importing it here takes time.
