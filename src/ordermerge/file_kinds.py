@@ -53,9 +53,9 @@ def _kind(path: Path) -> tuple[str | None, dict[str, Any]]:
             return MODEL, {}
         is_run = (path / RUN_FILE).is_file() and any((path / name).is_dir() for name in _RUN_FOLDERS)
         return (RUN, _content(path / RUN_FILE)) if is_run else (None, {})
-    if path.suffix in _DATA_NAMES and path.is_file():
-        return DATA, {}
     content = _content(path)
+    if not content and path.suffix in _DATA_NAMES and path.is_file():
+        return DATA, {}
     if "merge_method" in content:
         return RECIPE, content
     return EXPERIMENT if {"data", "orders"} <= content.keys() else None, content
