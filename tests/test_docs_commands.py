@@ -108,7 +108,7 @@ def test_method_is_added_as_the_page_says(tmp_path: Path, subtests: pytest.Subte
     merged = load_file(place / "merged" / "model.safetensors")
     assert merged.keys() == models[0].keys()
     for name, tensor in merged.items():
-        assert torch.equal(tensor, torch.stack([model[name].bfloat16() for model in models]).median(dim=0).values), name
+        assert torch.equal(tensor, torch.stack([model[name] for model in models]).median(dim=0).values), name
 
 
 def follow(page: str, place: Path, environment: dict[str, str], subtests: pytest.Subtests) -> None:
