@@ -3,6 +3,7 @@
     python benchmarks/scale.py                       # all parts
     python benchmarks/scale.py --only orders         # 1,000,000 samples x 3 epochs x 16 orders, by strategy
     python benchmarks/scale.py --only experiments    # 25, 50 and 100 merges of 64 orders: plan, nothing to do, report
+    python benchmarks/scale.py --only losses         # tokens of 1,000,000 samples, as `losses` holds them
     python benchmarks/scale.py --only imbalance      # losses of 1,000,000 samples under 4 orders and a merge
     python benchmarks/scale.py --samples 20000 --orders 4 --merges 5 --merges 10 --out /tmp/trial   # a quick look
 
@@ -24,8 +25,8 @@ from typing import Any
 import click
 from watched import machine
 
-PARTS = ("orders", "experiments", "imbalance")
-EPOCHS, BATCH = 3, 16
+PARTS = ("orders", "experiments", "losses", "imbalance")
+EPOCHS, BATCH, TOKENS = 3, 16, 100
 EXPERIMENT_ORDERS, IMBALANCE_ORDERS = 64, 4
 
 
@@ -98,6 +99,34 @@ def measure_experiment(merges: int, count: int, folder: Path) -> dict[str, float
             write_report(runs / "made_up")
         with timed(found, "finished"):
             assert show_if_finished(file, runs, ())
+    return found
+
+
+def measure_losses(samples: int, folder: Path) -> dict[str, float]:
+    """Take the tokens of prepared data as `losses` does, their fingerprint, and the plan of batches; run no model."""
+    import numpy as np
+    import pyarrow as pa
+    from datasets import Dataset
+
+    from ordermerge.commands.losses import data_fingerprint
+    from ordermerge.commands.measure import splits_of
+    from ordermerge.eval.imbalance.losses import count_learnt, plan_batches
+    from ordermerge.train.tokenized import Tokenised
+
+    random = np.random.default_rng(0)
+    starts = np.concatenate([[0], np.cumsum(random.integers(20, 2 * TOKENS - 20, samples))]).astype(np.int32)
+    tokens = pa.ListArray.from_arrays(starts, random.integers(50_000, size=starts[-1]))
+    data = Dataset(pa.table({"sample_id": np.arange(samples), "input_ids": tokens, "labels": tokens}))
+    del tokens
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    found: dict[str, float] = {"tokens": float(starts[-1]), "start_mib": peak_mib()}
+    with timed(found, "take"):
+        (split,) = splits_of(Tokenised(data, None, ""))
+    with timed(found, "fingerprint"):
+        data_fingerprint([split])
+    with timed(found, "plan"):
+        plan_batches([len(row) for row in split.input_ids], 4096)
+        count_learnt(split.labels)
     return found
 
 
@@ -176,6 +205,20 @@ def experiments_table(part: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def losses_table(part: dict[str, Any]) -> str:
+    found = part["measured"]
+    beyond = found["peak_mib"] - found["start_mib"]
+    lines = [
+        f"{part['samples']:,} samples, {found['tokens'] / 1e6:.0f} million tokens; `losses` without its model.",
+        "",
+        "| take s | fingerprint s | plan batches s | peak MiB beyond the prepared data | bytes a token |",
+        "|---|---|---|---|---|",
+        f"| {found['take']:.1f} | {found['fingerprint']:.1f} | {found['plan']:.1f} | {beyond:,.0f} "
+        f"| {beyond * 2**20 / found['tokens']:.0f} |",
+    ]
+    return "\n".join(lines)
+
+
 def imbalance_table(part: dict[str, Any]) -> str:
     lines = [
         f"{part['orders']} orders and one merge; `ordermerge imbalance`, less its imports.",
@@ -193,9 +236,15 @@ EXPERIMENT_TEXT = "scored on one task of 200 documents. Plan: `run --dry-run`; n
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "orders": orders_table,
     "experiments": experiments_table,
+    "losses": losses_table,
     "imbalance": imbalance_table,
 }
-TITLES = {"orders": "Orders and their records", "experiments": "Experiments", "imbalance": "Imbalance"}
+TITLES = {
+    "orders": "Orders and their records",
+    "experiments": "Experiments",
+    "losses": "Losses",
+    "imbalance": "Imbalance",
+}
 
 
 def write_results(results: dict[str, Any], out: Path) -> str:
@@ -213,7 +262,12 @@ def measured_here(part: str, arguments: list[str]) -> dict[str, float]:
         folder = Path(temporary).resolve()
         if part == "orders":
             return measure_orders(arguments[0], *map(int, arguments[1:]), folder)
-        return {"experiments": measure_experiment, "imbalance": measure_imbalance}[part](*map(int, arguments), folder)
+        measures: dict[str, Callable[..., dict[str, float]]] = {
+            "experiments": measure_experiment,
+            "losses": measure_losses,
+            "imbalance": measure_imbalance,
+        }
+        return measures[part](*map(int, arguments), folder)
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])
@@ -246,6 +300,9 @@ def main(
     if "experiments" in chosen:
         found = {str(number): measure("experiments", number, EXPERIMENT_ORDERS) for number in merges}
         results["experiments"] = {"orders": EXPERIMENT_ORDERS, "measured": found, "machine": machine()}
+    if "losses" in chosen:
+        found = measure("losses", samples)
+        results["losses"] = {"samples": samples, "measured": found, "machine": machine()}
     if "imbalance" in chosen:
         sizes = (samples // 10, samples)
         found = {str(size): measure("imbalance", size, IMBALANCE_ORDERS) for size in sizes}

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
@@ -12,7 +13,7 @@ IGNORED = -100  # the label of a token that is not learnt, as everywhere in tran
 BATCH_TOKENS = 4096
 _CHUNK_VALUES = 2**25  # float32 logits at a time: 128 MiB
 
-Rows = Sequence[Sequence[int]]
+Rows = Sequence[Sequence[int] | np.ndarray]
 
 
 def count_learnt(labels: Rows) -> torch.Tensor:
@@ -24,7 +25,7 @@ def count_learnt(labels: Rows) -> torch.Tensor:
     Returns:
         int64 of shape [n].
     """
-    return torch.tensor([sum(label != IGNORED for label in row[1:]) for row in labels], dtype=torch.int64)
+    return torch.tensor([np.count_nonzero(np.asarray(row)[1:] != IGNORED) for row in labels], dtype=torch.int64)
 
 
 def sample_losses(
@@ -81,8 +82,10 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 def _token_losses(model: Any, input_ids: Rows, labels: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the row and the loss of each learnt token of a batch, on the CPU."""
     device = next(model.parameters()).device
-    ids = pad_sequence([torch.tensor(row) for row in input_ids], batch_first=True).to(device)
-    padded = pad_sequence([torch.tensor(row) for row in labels], batch_first=True, padding_value=IGNORED)
+    ids = pad_sequence([torch.tensor(row, dtype=torch.int64) for row in input_ids], batch_first=True).to(device)
+    padded = pad_sequence(
+        [torch.tensor(row, dtype=torch.int64) for row in labels], batch_first=True, padding_value=IGNORED
+    )
     lengths = torch.tensor([len(row) for row in input_ids])
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device) if lengths.unique().numel() > 1 else None
     targets = padded[:, 1:]

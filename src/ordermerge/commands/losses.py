@@ -1,5 +1,6 @@
 """`ordermerge losses`: each sample's loss under each model of a run, one parquet file a model."""
 
+import hashlib
 import io
 import json
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -92,7 +94,13 @@ def data_fingerprint(splits: Sequence[Split]) -> str:
     Args:
         splits: The data.
     """
-    return fingerprint([[split.name, split.sample_ids, split.input_ids, split.labels] for split in splits])
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(split.name.encode())
+        ids, tokens, labels = np.array(split.sample_ids), split.input_ids, split.labels
+        for numbers in (ids, tokens.starts, tokens.values, labels.starts, labels.values):
+            digest.update(np.ascontiguousarray(numbers, numbers.dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
 
 
 def _present(models: dict[str, Model], only: Sequence[str]) -> dict[str, Model]:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from ordermerge.config.schema import Experiment
@@ -21,6 +24,25 @@ from ordermerge.train.tokenized import Tokenised
 
 
 @dataclass(frozen=True)
+class TokenRows(Sequence[np.ndarray]):
+    """The tokens, or labels, of each sample: one array for all, 4 bytes a token, where lists take 36.
+
+    Attributes:
+        values: Those of all samples, int32.
+        starts: int64 of shape [n + 1]: where each sample's begin, and where the last one's end.
+    """
+
+    values: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+
+@dataclass(frozen=True)
 class Split:
     """A part of the data, tokenised.
 
@@ -33,8 +55,8 @@ class Split:
 
     name: str
     sample_ids: list[int]
-    input_ids: list[list[int]]
-    labels: list[list[int]]
+    input_ids: TokenRows
+    labels: TokenRows
 
 
 @dataclass(frozen=True)
@@ -55,14 +77,23 @@ class Machine:
 
 
 def splits_of(tokenised: Tokenised) -> list[Split]:
-    """Return the parts of the data, as plain lists.
+    """Return the parts of the data.
 
     Args:
         tokenised: From `tokenise`.
     """
     parts = {"train": tokenised.train, "validation": tokenised.validation}
-    columns = ("sample_id", "input_ids", "labels")
-    return [Split(name, *(data[column][:] for column in columns)) for name, data in parts.items() if data is not None]
+    return [
+        Split(name, data["sample_id"][:], _token_rows(data, "input_ids"), _token_rows(data, "labels"))
+        for name, data in parts.items()
+        if data is not None
+    ]
+
+
+def _token_rows(data: Dataset, name: str) -> TokenRows:
+    column = data.with_format("arrow")[:][name]
+    lengths, values = pyarrow.compute.list_value_length(column), pyarrow.compute.list_flatten(column)
+    return TokenRows(values.to_numpy().astype(np.int32), np.cumsum([0, *lengths.to_numpy()], dtype=np.int64))
 
 
 def measure(
