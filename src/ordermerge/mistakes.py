@@ -149,14 +149,15 @@ def _keys(detail: ErrorDetails, content: Any) -> tuple[int | str, ...]:
     keys: list[int | str] = []
     absent = detail["loc"][-1:] if detail["type"] == "missing" else ()
     for part in detail["loc"][: len(detail["loc"]) - len(absent)]:
-        if (isinstance(content, Mapping) and part in content) or (
-            isinstance(content, list | tuple) and isinstance(part, int) and part < len(content)
-        ):
+        if _holds(content, part):
             content = content[part]
-        else:
-            continue
-        keys.append(part)
+            keys.append(part)
     return (*keys, *absent)
+
+
+def _holds(content: Any, part: int | str) -> bool:
+    of_list = isinstance(content, list | tuple) and isinstance(part, int) and part < len(content)
+    return of_list or (isinstance(content, Mapping) and part in content)
 
 
 def _wanted(detail: ErrorDetails) -> str:

@@ -169,9 +169,9 @@ def hub_name(model: str) -> str | None:
         config = from_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    name = config.get("_name_or_path") if isinstance(config, dict) else None
-    known = isinstance(name, str) and "/" in name and _REPOSITORY.fullmatch(name) and local_folder(name) is None
-    return name if known else None
+    named = config.get("_name_or_path") if isinstance(config, dict) else None
+    known = isinstance(named, str) and "/" in named and _REPOSITORY.fullmatch(named) and local_folder(named) is None
+    return str(named) if known else None
 
 
 def identity(model: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def complete_card(merged: Path, config: "MergeConfiguration", *, by_name: bool =
     if not file.exists():
         return
     text = _without_places(file.read_text(encoding="utf-8"), config)
-    card = ModelCard(_shortened_paths(text))
+    card: Any = ModelCard(_shortened_paths(text))
     named = (hub_name(part.path) for model in config.referenced_models() for part in (model.model, model.lora) if part)
     card.data.base_model = sorted(set(filter(None, named))) or None
     if by_name:
