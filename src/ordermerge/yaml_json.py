@@ -187,7 +187,7 @@ def _damage(error: ValidationError, text: bytes) -> str:
     """Return the first thing that is wrong with a text in JSON."""
     detail = error.errors(include_url=False)[0]
     if detail["type"] == "json_invalid":
-        return f"no JSON: {detail['ctx']['error']}"
+        return f"not valid JSON: {detail['ctx']['error']}"
     return next(sentences(error, from_json(text)))
 
 

@@ -97,7 +97,7 @@ def test_a_field_whose_adapter_is_no_change_of_the_base_is_refused(name: str, wr
         ({"save_at": "x"}, "`lora.save_at`: PEFT's LoraConfig has no such field (did you mean 'save_as'?)"),
         (
             {"xyzzy": 1},
-            "`lora.xyzzy`: PEFT's LoraConfig has no such field; lora takes the fields in PEFT's documentation",
+            "`lora.xyzzy`: PEFT's LoraConfig has no such field; see PEFT's documentation of LoraConfig",
         ),
         ({"save_as": "merged"}, "`lora.save_as` must be adapter or dense; got 'merged'"),
         ({"r": 0}, "`lora.r` must be at least 1; got 0"),

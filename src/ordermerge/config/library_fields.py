@@ -92,7 +92,7 @@ class Fields:
         from ordermerge.config.placement import where_it_belongs  # not at the top: it needs the schema
 
         # The whole list of some 150 would bury the problem.
-        otherwise = f"; {self._section} takes the fields in {self._owner}'s documentation of {self._config.__name__}"
+        otherwise = f"; see {self._owner}'s documentation of {self._config.__name__}"
         meant = where_it_belongs(self._section, name, value)
         return f"{where}: {self._owner}'s {self._config.__name__} has no such field{meant or otherwise}"
 

@@ -213,7 +213,7 @@ def test_score_models_task_that_cannot_be_loaded_stops_before_a_model_is(tmp_pat
 def test_load_scores_damaged_file_names_the_folder(tmp_path, scored):
     folder = shutil.copytree(scored / "base", tmp_path / "base")
     next(folder.glob("results_*.json")).write_text("{")
-    with pytest.raises(UserError, match=rf"{folder}/results_.*\.json: damaged \(Invalid JSON: .*; delete "):
+    with pytest.raises(UserError, match=rf"{folder}/results_.*\.json: damaged \(not valid JSON: .*; delete "):
         load_scores(folder)
 
 
