@@ -319,7 +319,7 @@ def test_a_refused_field_may_say_what_holds_anyway(write_experiment: Write):
         ({"num_train_epochs": 0}, r"`sft.num_train_epochs` must be at least 1; got 0"),
         ({"per_device_train_batch_size": 0}, r"`sft.per_device_train_batch_size` must be at least 1; got 0"),
         ({"learning_rate": "fast"}, r"`sft.learning_rate` must be a number; got 'fast'"),
-        ({"lr_scheduler_type": "bent"}, r"`sft`: TRL's SFTConfig refuses it: bent is not a valid SchedulerType"),
+        ({"lr_scheduler_type": "bent"}, r"`sft.lr_scheduler_type` must be 'linear', .* or 'greedy'; got 'bent'"),
         ({"eval_strategy": "epoch"}, r"`sft.eval_strategy` is 'epoch', but there is no `data.validation`"),
         ({"model_init_kwargs": {"dtype": "auto"}}, r"`sft.model_init_kwargs.dtype` cannot be set: the `model` section"),
     ],
