@@ -14,20 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-# Not part of a checkout.
-OTHER = shutil.ignore_patterns(
-    ".git",
-    ".*venv",
-    ".*_cache",
-    ".hypothesis",
-    "__pycache__",
-    "*.egg-info",
-    "runs",
-    "site",
-    "build",
-    "models",
-    "eval-results",
-)
 RECORDS = {"train": 40, "valid": 16, "test": 16}
 
 
@@ -121,8 +107,21 @@ def follow(page: str, place: Path, environment: dict[str, str], subtests: pytest
 
 
 def copy(place: Path) -> Path:
-    shutil.copytree(ROOT, place, ignore=OTHER, symlinks=True)
-    subprocess.run(["git", "init", "--quiet"], cwd=place, check=True)
+    """Copy what is no ignored file of this checkout, which need not be a clone, into a new one."""
+    subprocess.run(["git", "init", "--quiet", place], check=True)
+    listing = [
+        "git",
+        f"--git-dir={place}/.git",
+        f"--work-tree={ROOT}",
+        "ls-files",
+        "-z",
+        "--others",
+        "--exclude-standard",
+    ]
+    listed = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in listed.rstrip("\0").split("\0"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place / name)
     return place
 
 
