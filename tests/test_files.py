@@ -90,6 +90,10 @@ def test_no_link_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (OSError(errno.EROFS, "Read-only file system", "P/y"), "P/y: cannot be written: Read-only file system; write"),
         (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "P/x: .* quota exceeded; free some of your"),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1 vs 0"), "P/x: .*inline_container"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:747] . open file failed: No space left on device"),
+            "P/x: cannot be written: No space left on device; free some space there",
+        ),
     ],
 )
 def test_a_failing_disk_is_told_by_path_and_remedy_whoever_says_so(

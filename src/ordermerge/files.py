@@ -337,8 +337,11 @@ def _write_error(error: BaseException | None) -> BaseException | None:
 
 
 def _said_code(error: BaseException) -> int | None:
-    """Return the number of the system's error in the message of a safetensors error, which has it nowhere else."""
-    found = _SYSTEM_ERROR.search(str(error)) if type(error).__name__ == "SafetensorError" else None
+    """Return the number of the system's error that safetensors or PyTorch's writer put into their message alone."""
+    said = str(error)
+    if isinstance(error, RuntimeError) and _TORCH_WRITER.search(said):
+        return next((code for code in _REMEDIES if os.strerror(code) in said), None)
+    found = _SYSTEM_ERROR.search(said) if type(error).__name__ == "SafetensorError" else None
     return int(found[1]) if found else None
 
 
