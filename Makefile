@@ -17,8 +17,8 @@ quickstart: $(VENV)/.installed
 methods: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/ordermerge run recipes/quickstart/methods.yml
 	mkdir -p $(COMMITTED)/methods
-	$(BIN)/ordermerge compare runs/quickstart_methods --reference uniform_soup \
-	  --json $(COMMITTED)/methods/comparison.json
+	cd runs/quickstart_methods/eval && $(BIN)/ordermerge compare */ --reference uniform_soup \
+	  --json ../../../$(COMMITTED)/methods/comparison.json
 
 # Two workers of one thread each: threads that share cores wait for each other.
 test: $(VENV)/.installed lint
