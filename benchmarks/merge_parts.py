@@ -217,8 +217,13 @@ def table(result: dict[str, Any]) -> str:
         f"| {name} <= {limit} | {found:.2f} | {'yes' if found <= limit else '**no**'} |"
         for name, found, limit in targets
     ]
+    load = result["machine"]["load_average_at_start"]
     commands = [f"{name} {least[name]:.2f} s" for name in least if "command" in name or "yaml" in name]
-    return "\n".join([*lines, "", f"Whole processes, start-up included: {'; '.join(commands)}."]) + "\n"
+    lines += ["", f"Whole processes, start-up included: {'; '.join(commands)}.", ""]
+    lines.append(
+        f"{result['machine']['cpus']} CPUs, load {load:.1f} at the start: others' work takes caches and memory."
+    )
+    return "\n".join(lines) + "\n"
 
 
 @click.command(help=(__doc__ or "").split("\n")[0])
@@ -228,6 +233,7 @@ def table(result: dict[str, Any]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results")
 def main(parameters: str, repetitions: int, work_dir: Path | None, out: Path) -> None:
     torch.set_num_threads(1)
+    about = machine()  # its load, before ours
     with tempfile.TemporaryDirectory(prefix="ordermerge-benchmark-") as temporary:
         work = (work_dir or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
@@ -235,7 +241,7 @@ def main(parameters: str, repetitions: int, work_dir: Path | None, out: Path) ->
         folder = write_models(shape, COUNT, DTYPE, work / "whole")
         narrow = replace(TINY, num_hidden_layers=shape.num_hidden_layers)
         seconds = measure(folder, write_models(narrow, COUNT, DTYPE, work / "narrow"), repetitions)
-    result = {"parameters": shape.parameters(), "models": COUNT, "machine": machine(), "seconds": seconds}
+    result = {"parameters": shape.parameters(), "models": COUNT, "machine": about, "seconds": seconds}
     out.mkdir(parents=True, exist_ok=True)
     (out / "merge_parts.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / "merge_parts.md").write_text(table(result), encoding="utf-8")
