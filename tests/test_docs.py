@@ -21,7 +21,8 @@ from ordermerge.merge_methods import METHODS
 from ordermerge.merge_methods.recipe_check.check import check_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/**/*.md")])
+FOLDERS = ("docs", "recipes", "studies", "benchmarks")
+PAGES = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.md"))])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
