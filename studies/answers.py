@@ -137,10 +137,10 @@ def price_rows(results: Path, scores: Scores, names: dict[str, list[str]]) -> li
 
 
 def panel_of(rows: list[tuple], title: str) -> PricePanel:
-    """Return the panel of score by price; in it a longer run is a control, several models are merges."""
+    """Return the panel of score by price; in it single runs are controls, several models are merges."""
     scores = []
     for label, price, score, half, families in rows:
-        kind: Kind = "base model" if not price else "controls" if "one run" in label else "merges"
+        kind: Kind = "base model" if not price else "controls" if label.startswith(("one run", "best")) else "merges"
         interval = (score - half, score + half) if families >= FEWEST else None
         scores.append(PricedScore(label, kind, price, score, interval))
     return PricePanel(title, "score", NO_FILTER, True, scores)
