@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import linregress, t
 
-from ordermerge.eval.figures import COLOURS, save_figure
+from ordermerge.eval.figures import COLOURS, save_figure, scale_by_powers
 from ordermerge.eval.statistics import LEVEL
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,16 +58,16 @@ def main() -> None:
     (RESULTS / "answers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for colour, (optimizer, values) in zip(COLOURS, ends.items(), strict=False):
-            rates, means = list(values), [one.mean() for one in values.values()]
-            axes.loglog(rates, means, marker="o", color=colour, label=f"{optimizer}: rate^{exponent(values):.2f}")
-        axes.set_xlabel("learning rate")
-        axes.set_ylabel("variance of the end point over orders")
-        axes.legend()
+        for axes, (optimizer, values) in zip(figure.subplots(1, len(ends)), ends.items(), strict=True):
+            axes.loglog(list(values), [one.mean() for one in values.values()], marker="o", color=COLOURS[0])
+            scale_by_powers(axes.xaxis)
+            scale_by_powers(axes.yaxis)
+            axes.set_title(f"{optimizer}: rate to the {exponent(values):.2f}", loc="left")
+            axes.set_xlabel("learning rate")
+        figure.axes[0].set_ylabel("variance of the end point over orders")
 
     rows = [(name, rate, one.mean()) for name, values in ends.items() for rate, one in values.items()]
-    save_figure(RESULTS / "order_noise", (6.4, 4), paint, ("optimizer", "rate", "variance"), rows)
+    save_figure(RESULTS / "order_noise", (8, 3.6), paint, ("optimizer", "rate", "variance"), rows)
     print("\n".join(lines))
 
 
