@@ -77,8 +77,8 @@ def mean_scores(scores: Scores, models: list[str], families: list[int]) -> np.nd
 
 
 def common_families(scores: Scores, models: list[str]) -> list[int]:
-    """Return the families in which all models were scored."""
-    return sorted(set.intersection(*(set(scores[model]) for model in models)))
+    """Return the families in which all models were scored; an experiment that was not run has none."""
+    return sorted(set.intersection(*(set(scores.get(model, {})) for model in models)))
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -128,7 +128,9 @@ def price_rows(results: Path, scores: Scores, names: dict[str, list[str]]) -> li
         prices = {f"{row['experiment']}/{row['model']}": float(row["price"]) for row in csv.DictReader(file)}
     rows = []
     for label, models in names.items():
-        by_family = mean_scores(scores, models, common_families(scores, models)).mean(axis=1)
+        if not (families := common_families(scores, models)):
+            continue
+        by_family = mean_scores(scores, models, families).mean(axis=1)
         half = float("nan")
         if len(by_family) > 1:
             half = t(len(by_family) - 1).ppf((1 + LEVEL) / 2) * by_family.std(ddof=1) / np.sqrt(len(by_family))

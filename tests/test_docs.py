@@ -40,12 +40,15 @@ def test_readme_scores_are_those_of_the_committed_results() -> None:
     assert priced_rows(README) == rows
 
 
-def test_prices_in_the_docs_are_those_of_the_committed_study() -> None:
+def test_tables_in_the_docs_are_those_of_the_committed_studies() -> None:
     prices, questions = (ROOT / "studies" / "price" / "results" / "answers.md").read_text().strip().split("\n\n")
     evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert prices in README
     assert prices in evidence
     assert questions in evidence
+    for study in ("banking77", "position", "order_noise"):
+        for table in (ROOT / "studies" / study / "results" / "answers.md").read_text().strip().split("\n\n"):
+            assert table in evidence
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

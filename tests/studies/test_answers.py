@@ -43,6 +43,7 @@ def test_answer_is_students_over_families_and_p_is_corrected_for_their_number() 
     asked = [
         {"name": "x less y", "of": ["a/x"], "against": ["a/y"]},
         {"name": "y less x", "of": ["a/y"], "against": ["a/x"]},
+        {"name": "of what was not run", "of": ["b/x"], "against": ["a/x"]},
     ]
     first, second = answers.answers(asked, scores)
     difference = np.array(rows["a/x"]) - np.array(rows["a/y"])
