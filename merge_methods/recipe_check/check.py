@@ -23,7 +23,7 @@ from mergekit.merge_methods import MergeMethod, ParameterScope, registered_metho
 from mergekit.merge_methods import get as get_method
 from mergekit.options import MergeOptions
 from mergekit.tokenizer.config import ModelTokenEmbedding
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ordermerge.config.library_fields import unknown_keys
 from ordermerge.errors import did_you_mean, quoted
@@ -135,11 +135,15 @@ def _fit_key(config: MergeConfiguration, options: MergeOptions, stand_in: str | 
     places = (model_folder(model, options.transformers_cache) for model in sorted({*models, *filter(None, [stand_in])}))
     files = (file for place in places if place for file in place.iterdir() if file.is_file())
     return fingerprint(
-        [_without_parameters(config.model_dump(mode="json")), vars(options), stand_in, file_states(files)]
+        [_without_parameters(config), vars(options), stand_in, file_states(files)]
     )
 
 
 def _without_parameters(node: Any) -> Any:
+    if isinstance(node, ModelReference):  # which mergekit cannot write where a path has spaces
+        return repr(node)
+    if isinstance(node, BaseModel):
+        node = dict(node)
     if isinstance(node, Mapping):
         return {key: _without_parameters(item) for key, item in node.items() if key != "parameters"}
     return [_without_parameters(item) for item in node] if isinstance(node, list) else node

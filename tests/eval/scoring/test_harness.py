@@ -117,7 +117,7 @@ def test_other_text_is_refused_by_name(text):
 
 
 def test_what_is_decided_here_cannot_be_set():
-    with pytest.raises(UserError, match=r"^unknown key `output_path`"):
+    with pytest.raises(UserError, match=r"^`output_path` cannot be set: `ordermerge` keeps"):
         evaluation_section({"tasks": ["t"], "output_path": "x"})
 
 
