@@ -134,9 +134,7 @@ def _fit_key(config: MergeConfiguration, options: MergeOptions, stand_in: str | 
     models = {str(part) for ref in config.referenced_models() for part in (ref, ref.model, ref.lora) if part}
     places = (model_folder(model, options.transformers_cache) for model in sorted({*models, *filter(None, [stand_in])}))
     files = (file for place in places if place for file in place.iterdir() if file.is_file())
-    return fingerprint(
-        [_without_parameters(config), vars(options), stand_in, file_states(files)]
-    )
+    return fingerprint([_without_parameters(config), vars(options), stand_in, file_states(files)])
 
 
 def _without_parameters(node: Any) -> Any:
