@@ -20,7 +20,7 @@ from ordermerge.train.boundaries import boundary_warning
 from ordermerge.train.callbacks import Saver
 from ordermerge.train.checkpointing import LOGS, ResumePoint, kept_files
 from ordermerge.train.orders import epoch_fingerprints
-from ordermerge.train.samples import Samples
+from ordermerge.train.samples import SAMPLE_ID, Samples
 from ordermerge.train.sft_config import TRAINING_SEED
 from ordermerge.train.steps import TrainStep
 from ordermerge.train.tokenized import Prepared
@@ -175,7 +175,7 @@ def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: P
 def _pitfalls(
     samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """Yield what nobody would say: one prompt for all samples, a doubled end, more positions than were trained."""
+    """Yield what nobody would say: one prompt for all, doubled end, unknown words, positions that were not trained."""
     total, train = len(samples.train), samples.train
     if "prompt" in train.column_names and total > 1 and len(prompts := set(train["prompt"])) == 1 and any(prompts):
         yield f"all {total} samples have one prompt, {quoted(prompts.pop())}; a field goes into braces: {{question}}"
@@ -186,6 +186,15 @@ def _pitfalls(
             f"{doubled} of {total} samples end with {tokenizer.eos_token!r} twice: the tokenizer appends one of its "
             "own; set `add_eos_token` to false in the base model's tokenizer_config.json"
         )
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown not in (end, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        samples_with = [row for row, tokens in enumerate(prepared.train["input_ids"]) if unknown in tokens]
+        if samples_with:
+            yield (
+                f"{len(samples_with)} of {total} samples have words that the tokenizer does not know, record "
+                f"{prepared.train[samples_with[0]][SAMPLE_ID]} first: all of these become one token, "
+                f"{tokenizer.unk_token!r}"
+            )
     known = getattr(base.model.config, "max_position_embeddings", None)
     longest = max(map(len, prepared.train["input_ids"]), default=0)
     if known and longest > known:

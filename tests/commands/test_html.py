@@ -26,7 +26,7 @@ MEASURE = """() => {
   const box = part => part.getBoundingClientRect();
   const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
-  const found = {overlaps: [], outside: [], clipped: [], texts: 0, small: 99};
+  const found = {overlaps: [], outside: [], clipped: [], texts: 0, small: 99, broken: []};
   for (const svg of document.querySelectorAll("svg")) {
     const texts = [...svg.querySelectorAll("g[id^=text_]")].filter(text => box(text).width > 0);
     found.texts += texts.length;
@@ -42,6 +42,13 @@ MEASURE = """() => {
   }
   for (const cell of document.querySelectorAll("td, th"))
     if (cell.scrollWidth > cell.clientWidth + 1) found.clipped.push(cell.textContent);
+  const pieces = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (pieces.nextNode()) {
+    const piece = document.createRange();
+    piece.selectNodeContents(pieces.currentNode);
+    if (pieces.currentNode.parentNode.closest("td") && !/\\s/.test(pieces.currentNode.data)
+        && piece.getClientRects().length > 1) found.broken.push(pieces.currentNode.data);
+  }
   found.beyond = document.documentElement.scrollWidth - innerWidth;
   return found;
 }"""
@@ -121,6 +128,7 @@ def test_nothing_is_clipped_or_overlaps_and_nothing_is_fetched(
     assert messages == []
     assert found["beyond"] <= 0, "the page is wider than the window"
     assert found["clipped"] == []
+    assert found["broken"] == [], "words of names, cut in the middle"
     assert found["texts"] > 40
     assert found["overlaps"] == []
     assert found["outside"] == []

@@ -12,7 +12,7 @@ from ordermerge.train.order_record import warnings
 from ordermerge.train.samples import Samples
 from ordermerge.train.tokenized import Prepared
 
-EOS = 1
+EOS, UNKNOWN = 1, 2
 
 
 def told(prompts: list[str], tokens: list[list[int]], positions: int = 8) -> list[str]:
@@ -34,6 +34,8 @@ class Tokenizer:
     """A tokenizer of letters."""
 
     eos_token, eos_token_id = "</s>", EOS
+    unk_token, unk_token_id = "<unk>", UNKNOWN
+    bos_token_id = pad_token_id = None
 
     def __call__(self, text: list[str]) -> dict[str, list[list[int]]]:
         return {"input_ids": [[ord(letter) for letter in one] for one in text]}
@@ -44,6 +46,7 @@ class Tokenizer:
     [
         (["question"] * 2, [[5, EOS]] * 2, "all 2 samples have one prompt, 'question'; a field goes into braces"),
         (["a", "b"], [[5, EOS, EOS], [5, EOS]], "1 of 2 samples end with '</s>' twice: the tokenizer appends one"),
+        (["a", "b"], [[5], [UNKNOWN, 5, UNKNOWN]], "1 of 2 samples have words that .* know, record 1 first: .*'<unk>'"),
         (["a", "b"], [[5] * 9, [5]], "the longest sample has 9 tokens, .* `max_position_embeddings: 8`: what lies"),
     ],
 )
@@ -54,3 +57,8 @@ def test_what_nobody_would_say_is_told(prompts: list[str], tokens: list[list[int
 
 def test_of_ordinary_samples_nothing_is_said() -> None:
     assert told(["a", "b"], [[5, 6, EOS], [7] * 7 + [EOS]]) == []
+
+
+def test_an_unknown_token_that_is_an_end_too_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "unk_token_id", EOS)  # as GPT-2's
+    assert told(["a", "b"], [[5, EOS], [6, EOS]]) == []
