@@ -26,6 +26,7 @@ import click
 import torch
 import yaml
 from cases import FULL, LINEAR, SELECTION, Case
+from floor import read_and_write
 from merge_throughput import in_turn, recipe, shape_that_fits, write_models
 from mergekit.common import parse_kmb
 from mergekit.config import MergeConfiguration
@@ -59,17 +60,6 @@ def touch(files: list[Path]) -> None:
             tensor.view(torch.int16).view(-1)[::PAGE_VALUES].sum()
 
 
-def read_and_write(files: list[Path], out: Path) -> None:
-    """Read every file once, in pieces that stay in the processor's cache, and write the last one's bytes."""
-    buffer = memoryview(bytearray(1 << 20))
-    with open(out, "wb", 0) as sink:
-        for file in files:
-            with open(file, "rb", 0) as source:
-                while size := source.readinto(buffer):
-                    if file is files[-1]:
-                        sink.write(buffer[:size])
-
-
 def kernel(case: Case, models: list[Tensors]) -> None:
     parameters = case.parameters_for(COUNT)
     for name in models[0]:
@@ -84,7 +74,7 @@ def parts(case: Case, folder: Path) -> dict[str, Callable[[], object]]:
     save_file(in_memory[-1], written)
     looked_at = [tensor for model in in_memory for tensor in model.values()]
     return {
-        "floor": lambda: read_and_write(files, floor),
+        "floor": lambda: read_and_write([str(file) for file in files], str(floor)),
         "map": lambda: touch(files),
         "look for NaN": lambda: [is_finite(tensor) for tensor in looked_at],
         "kernel": lambda: kernel(case, in_memory),

@@ -52,18 +52,7 @@ from ordermerge.unchanged import to_lanes
 PARTS = ("kernel", "command", "merge", "scaling")
 DTYPES = ("bfloat16", "float16", "float32")
 _FLOOR_PIECE = 256
-# Reads each input once, in pieces that stay in the processor's cache, and writes the last input's bytes.
-_FLOOR_PROGRAM = """
-import sys
-buffer = memoryview(bytearray(1 << 20))
-*inputs, out = sys.argv[1:]
-with open(out, "wb", 0) as sink:
-    for name in inputs:
-        with open(name, "rb", 0) as source:
-            while size := source.readinto(buffer):
-                if name is inputs[-1]:
-                    sink.write(buffer[:size])
-"""
+_FLOOR = str(Path(__file__).parent / "floor.py")
 
 Model = list[torch.Tensor]
 
@@ -286,7 +275,7 @@ def run_command(case: Case, folder: Path, count: int, dtype: str) -> Any:
         out.mkdir()
         models = [*(["base"] if case.base else []), *(f"model_{index}" for index in range(count))]
         files = [str(folder / name / "model.safetensors") for name in models]
-        return run_watched([sys.executable, "-ISc", _FLOOR_PROGRAM, *files, str(out / "model.safetensors")], log)
+        return run_watched([sys.executable, "-IS", _FLOOR, *files, str(out / "model.safetensors")], log)
     path = folder / "recipe.yml"
     path.write_text(yaml.safe_dump(recipe(case, folder, count, dtype)), encoding="utf-8")
     try:
