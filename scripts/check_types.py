@@ -12,12 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def link_package(folder: Path) -> None:
-    """Make a package of links in a folder, which looks as the installed one does."""
+def link_package(folder: Path, checkout: Path = ROOT) -> None:
+    """Make a package of links to a checkout in a folder, which looks as the installed one does."""
     package = folder / "ordermerge"
     package.mkdir()
-    wings = [ROOT / name for name in ("merge_methods", "train", "eval")]
-    for path in [*(ROOT / "src" / "ordermerge").iterdir(), *wings]:
+    wings = [checkout / name for name in ("merge_methods", "train", "eval")]
+    for path in [*(checkout / "src" / "ordermerge").iterdir(), *wings]:
         (package / path.name).symlink_to(path)
 
 

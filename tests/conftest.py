@@ -9,24 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny import CONFIGS, make_tokenizer
 
 import ordermerge
 from ordermerge import compiled
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789+-=.,?"]
-SMALL = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
-CONFIGS = {
-    "llama": lambda: transformers.LlamaConfig(**SMALL, **HEADS, **TOKENS, tie_word_embeddings=False),
-    "llama_tied": lambda: transformers.LlamaConfig(**SMALL, **HEADS, **TOKENS, tie_word_embeddings=True),
-    "qwen2_tied": lambda: transformers.Qwen2Config(**SMALL, **HEADS, **TOKENS, tie_word_embeddings=True),
-    "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=len(WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=128, **TOKENS
-    ),
-}
 
 
 def pytest_sessionstart() -> None:
@@ -56,14 +44,6 @@ def _is_installed(path: Path, installed: Path) -> bool:
 def pytest_report_header() -> str:
     names = ("ordermerge", "mergekit", "torch", "transformers", "trl", "lm_eval", "numba")
     return "versions: " + ", ".join(f"{name} {metadata.version(name)}" for name in names)
-
-
-def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -151,13 +151,23 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
+def arguments(about: str | None, **counts: int) -> argparse.Namespace:
+    """Read the command line of a script like this one, and let nothing ask the hub.
+
+    Args:
+        about: What its help says.
+        counts: How many of what it plays, if not given.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for what, count in {**counts, "seed": 0}.items():
+        parser.add_argument(f"--{what}", type=int, default=count)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return parser.parse_args()
+
+
 def main() -> None:
     """Run the cases asked for, and print those that break the rule."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    given = arguments(__doc__, cases=20_000)
     broken = 0
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)

@@ -6,11 +6,8 @@ What is accepted and does not merge is printed, and the exit status is 1. The te
 (tests/test_fuzz.py).
 """
 
-import argparse
 import copy
-import importlib.util
 import json
-import os
 import random
 import shutil
 import sys
@@ -22,7 +19,8 @@ from typing import Any
 
 import yaml
 from click.testing import CliRunner
-from fuzz import VALUES
+from fuzz import VALUES, arguments
+from tiny import write_model
 
 from ordermerge.cli import main as ordermerge
 
@@ -48,22 +46,13 @@ class Models:
     """
 
     def __init__(self, folder: Path):
-        import torch
-        import transformers
         from mergekit.merge_methods import registered_methods
 
         self.methods = registered_methods()
-        spec = importlib.util.spec_from_file_location("shared", Path(__file__).with_name("conftest.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        shared = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(shared)
         self.folder, self.recipe = folder, folder / "r.yml"
         self.names = [str(folder / name) for name in ("base", "a", "b")]
         for seed, name in enumerate(self.names):
-            torch.manual_seed(seed)
-            transformers.AutoModelForCausalLM.from_config(shared.CONFIGS["llama"]()).save_pretrained(name)
-            shared.make_tokenizer().save_pretrained(name)
+            write_model(Path(name), seed=seed)
 
     def _value(self, draw: random.Random) -> Any:
         unlikely = draw.random() < 0.2
@@ -141,11 +130,7 @@ class Models:
 
 def main() -> None:
     """Run the cases asked for, and print those that break the rule."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    given = arguments(__doc__, cases=2000)
     broken = merged = 0
     with tempfile.TemporaryDirectory() as name:
         models = Models(Path(name).resolve())

@@ -6,9 +6,7 @@ A tiny run is made once; then, again and again, one of its files is damaged and 
 What breaks the rule is printed, and the exit status is 1. The tests run some of the cases (tests/test_fuzz.py).
 """
 
-import argparse
 import copy
-import importlib.util
 import json
 import os
 import random
@@ -22,21 +20,11 @@ from typing import Any
 
 import yaml
 from click.testing import CliRunner
-from fuzz import CHARACTERS, TOKENS, mutated
+from fuzz import CHARACTERS, TOKENS, arguments, mutated
+from tiny import write_model, write_sums
 
 from ordermerge.cli import main as ordermerge
 
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: DATA}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{q}}"
-doc_to_target: "{{a}}"
-generation_kwargs: {until: ["<eos>"], max_gen_toks: 4}
-metric_list: [{metric: exact_match}]
-"""
 READ = {".json", ".yml", ".jsonl", ".parquet", ".safetensors", ".csv", ".md"}
 
 
@@ -73,25 +61,13 @@ class Run:
             self.commands += [*make, ["curve", run], scored, ["check", str(self.run / "experiment.yml")]]
 
     def _write_experiment(self) -> None:
-        import torch
-        import transformers
-
-        spec = importlib.util.spec_from_file_location("shared", Path(__file__).with_name("conftest.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        shared = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(shared)
-        torch.manual_seed(0)
-        transformers.AutoModelForCausalLM.from_config(shared.CONFIGS["llama"]()).save_pretrained(self.folder / "base")
-        shared.make_tokenizer().save_pretrained(self.folder / "base")
-        data = self.folder / "data.jsonl"
-        data.write_text("".join(json.dumps({"q": f"{i}+1=", "a": str(i + 1)}) + "\n" for i in range(20)))
-        (self.folder / "tasks").mkdir()
-        (self.folder / "tasks" / "sums.yaml").write_text(TASK.replace("DATA", str(data)))
+        write_model(self.folder / "base")
+        write_sums(self.folder, 10, 2)
+        data = str(self.folder / "data.jsonl")
         content = {
             "name": "tiny",
             "model": {"path": str(self.folder / "base"), "dtype": "float32"},
-            "data": {"train": str(data), "validation": str(data), "prompt": "{q}", "completion": "{a}"},
+            "data": {"train": data, "validation": data, "prompt": "{question}", "completion": "{answer}"},
             "orders": {"count": 2},
             "sft": {"num_train_epochs": 1, "per_device_train_batch_size": 8, "bf16": False},
             "checkpoints": {"every": 2},
@@ -228,11 +204,7 @@ def _remove(path: Path) -> None:
 
 def main() -> None:
     """Run the cases asked for, and print those that break the rule."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    given = arguments(__doc__, cases=5000)
     broken = 0
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name).resolve(), thorough=True)

@@ -7,8 +7,6 @@ ended with status 0, by our signal, or with one sentence on why it left; what st
 same command, given once more, ends in the bits of a place where nothing was ever disturbed, with nothing left over.
 """
 
-import argparse
-import importlib.util
 import json
 import os
 import random
@@ -21,8 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 import yaml
+from fuzz import arguments
+from tiny import write_model, write_sums
 
 METHODS = {"linear": {"weight": 1}, "parameter_selection": {"seed": 3}}
 WEIGHTS = "model.safetensors"
@@ -51,21 +50,13 @@ class Stress:
         )
 
     def _write_experiment(self) -> None:
-        spec = importlib.util.spec_from_file_location("shared", Path(__file__).with_name("conftest.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        shared = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(shared)
         base = self.folder / "base"
-        torch.manual_seed(0)
-        transformers.AutoModelForCausalLM.from_config(shared.CONFIGS["llama"]()).save_pretrained(base)
-        shared.make_tokenizer().save_pretrained(base)
-        lines = [json.dumps({"q": f"{a}+{b}=", "a": str(a + b)}) + "\n" for a in range(5) for b in range(4)]
-        (self.folder / "train.jsonl").write_text("".join(lines))
+        write_model(base)
+        write_sums(self.folder, 5, 4)
         content = {
             "name": "stress",
             "model": {"path": str(base), "dtype": "float32"},
-            "data": {"train": "train.jsonl", "prompt": "{q}", "completion": "{a}"},
+            "data": {"train": "data.jsonl", "prompt": "{question}", "completion": "{answer}"},
             "orders": {"count": 2},
             "sft": {"num_train_epochs": 2, "per_device_train_batch_size": 4, "bf16": False},
             "checkpoints": {"resume_every": 2},
@@ -190,11 +181,7 @@ def load_libraries() -> None:
 
 def main() -> None:
     """Play the rounds asked for, and print what was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    given = arguments(__doc__, rounds=200)
     torch.set_num_threads(1)
     load_libraries()
     wrong = 0

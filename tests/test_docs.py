@@ -1,12 +1,12 @@
 """What the documents say holds: numbers come from committed results, links and commands exist."""
 
-import importlib.util
 import io
 import json
 import re
 import shlex
 from pathlib import Path
 
+import precision
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -134,9 +134,6 @@ def test_experiment_with_all_methods_has_the_settings_of_the_recipes() -> None:
 
 
 def test_shares_of_unchanged_values_are_those_of_the_committed_results() -> None:
-    spec = importlib.util.spec_from_file_location("precision", ROOT / "benchmarks" / "precision.py")
-    precision = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(precision)
     results = json.loads((ROOT / "benchmarks" / "results" / "precision.json").read_text(encoding="utf-8"))
     assert len(results["rows"]) == 10
     assert precision.markdown(results["rows"]) in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

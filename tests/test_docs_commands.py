@@ -1,34 +1,22 @@
 """Every command block of the documentation does what it says, in a scratch copy on few records."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import docs_commands as docs
+import forked_commands as forked
 import pytest
 import torch
+from check_types import link_package
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = {"train": 40, "valid": 16, "test": 16}
 
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-docs = load(ROOT / "scripts" / "docs_commands.py")
-forked = load(ROOT / "tests" / "forked_commands.py")
 NOT_RUN = {**docs.NEVER, **docs.BY_HAND}
 ADDING = "docs/contributing_a_method.md"
 
@@ -86,7 +74,7 @@ def test_method_is_added_as_the_page_says(tmp_path: Path, subtests: pytest.Subte
     place, package = copy(tmp_path / "ordermerge"), tmp_path / "package"
     commit(place)
     package.mkdir()
-    load(place / "scripts" / "check_types.py").link_package(package)
+    link_package(package, place)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     follow(ADDING, place, {**os.environ, "PATH": path, "PYTHONPATH": str(package)}, subtests)
     assert untracked(place) - {block.file for block in docs.runnable(ADDING)} == set()

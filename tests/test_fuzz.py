@@ -3,26 +3,12 @@
 `python tests/fuzz.py`, `tests/fuzz_merge.py` and `tests/fuzz_run.py` for many more.
 """
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import fuzz
+import fuzz_merge
+import fuzz_run
 import pytest
-
-
-def script(name: str) -> ModuleType:
-    """Return a script beside this file as a module, which others may import by its name."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = script("fuzz")
-fuzz_run, fuzz_merge = script("fuzz_run"), script("fuzz_merge")
 
 
 def test_mutated_files_are_accepted_or_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

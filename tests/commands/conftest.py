@@ -2,37 +2,20 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 DATE = "2026-01-02T03-04-05.000006"
-SUMS = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: TEST}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: ["<eos>"], max_gen_toks: 4}
-metric_list: [{metric: exact_match}]
-metadata: {version: 1.0}
-"""
 
 
 @pytest.fixture
 def write_sums(tmp_path: Path) -> Callable[[int, int], None]:
     """A function that writes `data.jsonl`, a + b of all a and b below its arguments, and a task, `tasks/sums.yaml`."""
-
-    def write(below_a: int, below_b: int) -> None:
-        records = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(below_a) for b in range(below_b)]
-        (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        (tmp_path / "tasks").mkdir()
-        (tmp_path / "tasks" / "sums.yaml").write_text(SUMS.replace("TEST", str(tmp_path / "data.jsonl")))
-
-    return write
+    return partial(tiny.write_sums, tmp_path)
 
 
 @pytest.fixture

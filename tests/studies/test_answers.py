@@ -1,18 +1,9 @@
 """The statistics of the studies: intervals over families and documents, on planted data."""
 
-import importlib.util
-from pathlib import Path
-
+import answers
 import numpy as np
 import pytest
 from scipy.stats import t
-
-PATH = Path(__file__).resolve().parents[2] / "studies" / "answers.py"
-SPEC = importlib.util.spec_from_file_location("answers", PATH)
-assert SPEC
-assert SPEC.loader
-answers = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(answers)
 
 
 def planted(draw: np.random.Generator, families: int, documents: int) -> np.ndarray:

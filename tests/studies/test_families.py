@@ -1,18 +1,13 @@
 """The experiments of a study are those that `ordermerge run` takes."""
 
-import importlib.util
 from pathlib import Path
 
+import families
 import pytest
 
 from ordermerge.config.load import load_experiment
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
-SPEC = importlib.util.spec_from_file_location("families", STUDIES / "families.py")
-assert SPEC
-assert SPEC.loader
-families = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(families)
 
 
 @pytest.mark.parametrize("study", ["price", "resampling", "banking77", "merges", "order_noise", "mixes"])
