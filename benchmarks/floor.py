@@ -1,6 +1,6 @@
 """The least that a merge can do: read every input file once, and write as many bytes as the last one has.
 
-    python -IS benchmarks/floor.py INPUT... OUTPUT     # a process that loads nothing else
+python -IS benchmarks/floor.py INPUT... OUTPUT     # a process that loads nothing else
 """
 
 import sys
