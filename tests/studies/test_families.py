@@ -10,7 +10,7 @@ from ordermerge.config.load import load_experiment
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 
 
-@pytest.mark.parametrize("study", ["price", "resampling", "banking77", "merges", "order_noise", "mixes"])
+@pytest.mark.parametrize("study", ["price", "resampling", "banking77", "merges", "order_noise", "mixes", "four_epochs"])
 def test_each_is_an_experiment(study: str) -> None:
     found = families.experiments(STUDIES / study)
     assert found
