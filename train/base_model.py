@@ -30,7 +30,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME as SAFE
 from transformers.utils import is_liger_kernel_available
 
 from ordermerge.config.schema import Experiment
-from ordermerge.errors import UserError, shortened
+from ordermerge.errors import UserError, counted, shortened
 from ordermerge.files import fingerprint, fingerprint_path, recall
 from ordermerge.models import WEIGHTS, is_offline, model_folder, near_folder
 from ordermerge.train.lora import adapter_problems, make_dense
@@ -326,7 +326,7 @@ def _require_finite(model: torch.nn.Module) -> None:
     bad = [name for name, weight in trained if not getattr(weight, "to_local", lambda w=weight: w)().isfinite().all()]
     if bad:
         raise UserError(
-            f"training has made {len(bad)} tensors infinite or not a number (the first: {bad[0]}); lower "
+            f"training has made {counted(len(bad), 'tensor')} infinite or not a number (the first: {bad[0]}); lower "
             "`sft.learning_rate`, or train in a dtype of wider range (`model.dtype: float32` or bfloat16)"
         )
 

@@ -305,12 +305,11 @@ def require_disk(needed: int, saves: Saves, directory: Path, orders: int, contro
     Raises:
         UserError: If it is not free.
     """
-    counts = [f"{orders} sub-models"] * bool(orders) + [counted(controls, "control")] * bool(controls)
+    counts = [counted(orders, "sub-model")] * bool(orders) + [counted(controls, "control")] * bool(controls)
     what = " and ".join(counts) or "the trunk"
     require_space(directory, needed, f"training {what}")
-    kept = (
-        f", with {len(saves.kept)} checkpoints of each{' sub-model' * bool(controls)}" if saves.kept and orders else ""
-    )
+    each = f"each{' sub-model' * bool(controls)}"
+    kept = f", with {counted(len(saves.kept), 'checkpoint')} of {each}" if saves.kept and orders else ""
     resumable = ", and what an interrupted order goes on from" if saves.resumable else ""
     say(f"training {what}{kept}{resumable}, takes up to {needed / 1e9:.3g} GB of disk")
 

@@ -10,6 +10,7 @@ import torch
 from mergekit.common import ModelReference
 from pydantic_core import from_json
 
+from ordermerge.errors import counted
 from ordermerge.files import user_path
 from ordermerge.merge_methods.recipe_check.references import folder_of
 from ordermerge.models import local_folder
@@ -116,8 +117,8 @@ def _packed_problems(path: str, config: Mapping[str, Any], tensors: Mapping[str,
     elif packed:
         name = next(iter(packed))
         yield (
-            f"model {path} holds packed numbers, quantised or of 8 bits ({len(packed)} tensors, such as `{name}`: "
-            f"{packed[name]}): their bytes are no weights; {_UNPACK}"
+            f"model {path} holds packed numbers, quantised or of 8 bits ({counted(len(packed), 'tensor')}, such as "
+            f"`{name}`: {packed[name]}): their bytes are no weights; {_UNPACK}"
         )
     elif scales:
         yield f"model {path} holds the scales of quantised weights (`{scales[0]}`): its bytes are no weights; {_UNPACK}"

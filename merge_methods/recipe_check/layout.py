@@ -14,7 +14,7 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration, OutputModuleDefinition
 from mergekit.options import MergeOptions
 
-from ordermerge.errors import shortened
+from ordermerge.errors import counted, shortened
 from ordermerge.merge_methods.recipe_check.checkpoint import Checkpoint
 from ordermerge.merge_methods.recipe_check.config_meaning import meaning_differences, unfinite_problems
 from ordermerge.merge_methods.recipe_check.coverage import Group, is_computed, lost_tensors, planned_groups
@@ -246,8 +246,8 @@ def _lost_problems(lost: Mapping[str, Sequence[str]], staged: Staged) -> tuple[l
         if weights := [name for name in names if name not in computed]:
             architecture = (model.config or {}).get("architectures", ["?"])[0]
             problems.append(
-                f"mergekit leaves out {len(weights)} tensors of {model.path}, which its table of {architecture} does "
-                f"not name ({_some(weights)}): the merged model would have random values there"
+                f"mergekit leaves out {counted(len(weights), 'tensor')} of {model.path}, which its table of "
+                f"{architecture} does not name ({_some(weights)}): the merged model would have random values there"
             )
         elif computed:
             warnings += _dropped_warning(computed)

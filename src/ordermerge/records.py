@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ordermerge.errors import UserError
+from ordermerge.errors import UserError, counted
 
 Record = dict[str, Any]
 _MOST_UNPACKED, _MOST_RATIO = 50_000_000, 50  # bytes that any parquet file may hold, and for each of its own bytes
@@ -144,8 +144,8 @@ def _read_csv(path: Path) -> list[Record]:
                 start, line = reader.line_num, start + 1
                 if row and len(row) != len(header):
                     raise UserError(
-                        f"{path}: line {line} (record {len(records)}) has {len(row)} values where the header has "
-                        f"{len(header)}; quote values that hold commas or line breaks"
+                        f"{path}: line {line} (record {len(records)}) has {counted(len(row), 'value')} where the "
+                        f"header has {len(header)}; quote values that hold commas or line breaks"
                     )
                 records += [dict(zip(header, row, strict=True))] if row else []
         except csv.Error as error:

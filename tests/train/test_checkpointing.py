@@ -78,7 +78,7 @@ def test_kept_models_are_plain_checkpoints_and_change_nothing(
 ):
     (plain,) = train_orders(write_experiment(), tmp_path / "plain", only=0)
     (kept,) = train_orders(write_experiment(checkpoints={"every": 3}), tmp_path / "kept", only=0)
-    assert "training 1 sub-models, with 4 checkpoints of each, " in capsys.readouterr().err
+    assert "training 1 sub-model, with 4 checkpoints of each, " in capsys.readouterr().err
     assert _equal(plain, kept)
     record = json.loads((kept / "order" / "order.json").read_text())
     assert [entry["folder"] for entry in record["checkpoints"]] == [f"checkpoints/step-{n}" for n in (3, 6, 9, 12)]

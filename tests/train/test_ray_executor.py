@@ -115,7 +115,7 @@ def test_a_task_tells_where_it_runs_then_trains_with_its_threads(
     assert torch.get_num_threads() == 1
     assert outcome.problems == []
     assert [line.split(" in ")[0] for line in outcome.said] == [
-        "training 1 sub-models, and what an interrupted order goes on from, takes up to 0.000344 GB of disk",
+        "training 1 sub-model, and what an interrupted order goes on from, takes up to 0.000344 GB of disk",
         "order_1: training on 40 samples, 2 epochs",
         "order_1: trained",
     ]

@@ -55,7 +55,7 @@ def test_quantised_models_are_named_by_their_config(method: str, models: list[Pa
 def test_packed_numbers_are_named_by_their_dtype(dtype: torch.dtype, name: str, models: list[Path]) -> None:
     rewrite(models[0], {NAME: torch.ones(64, 32).to(dtype)})
     assert check_recipe(recipe(models)) == [
-        f"model {models[0]} holds packed numbers, quantised or of 8 bits (1 tensors, such as `{NAME}`: {name}): their "
+        f"model {models[0]} holds packed numbers, quantised or of 8 bits (1 tensor, such as `{NAME}`: {name}): their "
         f"bytes are no weights; {UNPACK}"
     ]
 
