@@ -49,6 +49,7 @@ results: quickstart
 evidence: $(VENV)/.installed
 	for study in studies/*/questions.yml; do $(BIN)/python studies/answers.py $$(dirname $$study); done
 	for study in studies/*/answer.py; do $(BIN)/python $$study; done
+	$(BIN)/python studies/decision.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
