@@ -140,6 +140,9 @@ def outcome_lines(record: dict[str, Any], output: Path) -> list[str]:
     return lines
 
 
+_HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
 def warnings(samples: Samples, prepared: Prepared, base: BaseModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return what the user may not expect of the data, one sentence each.
 
@@ -195,6 +198,11 @@ def _pitfalls(
                 f"{prepared.train[samples_with[0]][SAMPLE_ID]} first: all of these become one token, "
                 f"{tokenizer.unk_token!r}"
             )
+    if base.model.device.type == "cpu" and _without_instructions(base.model.dtype):
+        yield (
+            f"this CPU has no instructions for matrices of {str(base.model.dtype).removeprefix('torch.')}, and takes "
+            "about ten times as long as in float32; `model.dtype: float32` trains in that"
+        )
     known = getattr(base.model.config, "max_position_embeddings", None)
     longest = max(map(len, prepared.train["input_ids"]), default=0)
     if known and longest > known:
@@ -202,3 +210,9 @@ def _pitfalls(
             f"the longest sample has {longest} tokens, and the base model's config says `max_position_embeddings: "
             f"{known}`: what lies beyond is new to it; `sft.max_length: {known}` cuts there"
         )
+
+
+def _without_instructions(dtype: torch.dtype) -> bool:
+    """Return whether PyTorch multiplies matrices of a dtype in plain loops on this CPU."""
+    check = _HALVES.get(dtype) if torch.backends.mkldnn.is_available() else None
+    return check is not None and not getattr(torch.ops.mkldnn, check)()

@@ -15,7 +15,9 @@ from ordermerge.train.tokenized import Prepared
 EOS, UNKNOWN = 1, 2
 
 
-def told(prompts: list[str], tokens: list[list[int]], positions: int = 8) -> list[str]:
+def told(
+    prompts: list[str], tokens: list[list[int]], positions: int = 8, dtype: torch.dtype = torch.float32
+) -> list[str]:
     """Return what is said of samples that are tokenised so."""
     ids = list(range(len(prompts)))
     data = Dataset.from_dict({"chat": prompts, "sample_id": ids})  # not `prompt`, whose boundary is another matter
@@ -26,7 +28,8 @@ def told(prompts: list[str], tokens: list[list[int]], positions: int = 8) -> lis
         orders=torch.zeros(1, 1, len(ids), dtype=torch.int64), batch=1, steps=1, branch=0, dropped=0, truncated=0,
     )  # fmt: skip
     config, generation = SimpleNamespace(max_position_embeddings=positions), SimpleNamespace(eos_token_id=EOS)
-    base: Any = SimpleNamespace(model=SimpleNamespace(config=config), generation_config=generation)
+    model = SimpleNamespace(config=config, dtype=dtype, device=torch.device("cpu"))
+    base: Any = SimpleNamespace(model=model, generation_config=generation)
     return warnings(Samples(data, None, 0, 0, ""), prepared, base, Tokenizer())
 
 
@@ -62,3 +65,11 @@ def test_of_ordinary_samples_nothing_is_said() -> None:
 def test_an_unknown_token_that_is_an_end_too_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tokenizer, "unk_token_id", EOS)  # as GPT-2's
     assert told(["a", "b"], [[5, EOS], [6, EOS]]) == []
+
+
+def test_a_cpu_without_instructions_for_the_dtype_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = {"_is_mkldnn_bf16_supported": lambda: True, "_is_mkldnn_fp16_supported": lambda: False}
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**has))
+    assert told(["a", "b"], [[5, EOS], [6, EOS]], dtype=torch.bfloat16) == []
+    (said,) = told(["a", "b"], [[5, EOS], [6, EOS]], dtype=torch.float16)
+    assert said.startswith("this CPU has no instructions for matrices of float16, and takes about ten times as long")
