@@ -5,11 +5,13 @@ The bytes are reproducible: no dates, and fixed ids in the SVG.
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -36,6 +38,7 @@ _NAMED = 3  # of the names of one curve
 _FEW = 4  # highest over lowest value: below that, round values are even steps
 _Values = TypeVar("_Values")
 _PNG_END = b"IEND\xaeB`\x82"
+_HINT = "hint: "  # begins the ids of what has one, between matplotlib's SVG and ours
 
 
 def label(text: str, length: int = 32) -> str:
@@ -63,6 +66,16 @@ def join_equal(series: Mapping[str, _Values], key: Callable[[_Values], object] =
         more = [f"and {len(same) - _NAMED} more"] if len(same) > _NAMED else []
         found["\n".join([*(f"{label(name)}," for name in same[:_NAMED]), *more]).rstrip(",")] = series[same[0]]
     return found
+
+
+def hint(drawn: Artist, text: str) -> None:
+    """Give a point or a curve a text that browsers show where the pointer is over it, in SVG.
+
+    Args:
+        drawn: The point or curve.
+        text: What is shown.
+    """
+    drawn.set_gid(_HINT + " ".join(printable(text).split()))
 
 
 def scale_by_powers(axis: Axis) -> None:
@@ -110,9 +123,14 @@ def save_figure(
         for file, metadata in zip(files, ({"Software": None}, {"Date": None, "Identifier": made_of}), strict=False):
             drawn = io.BytesIO()
             figure.savefig(drawn, format=file.suffix[1:], dpi=_DPI, metadata=metadata)
-            write_bytes(file, drawn.getvalue())
+            write_bytes(file, drawn.getvalue() if file.suffix != ".svg" else _with_hints(drawn.getvalue()))
     write_text(files[-1], data)
     return files
+
+
+def _with_hints(drawing: bytes) -> bytes:
+    """Return an SVG whose hints are titles of their groups, as browsers know them."""
+    return re.sub(rf"<g id=([\"']){_HINT}(.*?)\1>".encode(), rb"<g><title>\2</title>", drawing)
 
 
 def _is_drawn(files: Sequence[Path], made_of: str) -> bool:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ordermerge.eval.comparison.curve import Curve as OrdersCurve
 from ordermerge.eval.comparison.record import Comparison, ComparisonReport
 from ordermerge.eval.comparison.table import REFERENCES
-from ordermerge.eval.figures import COLOURS, join_equal, label, save_figure, scale_by_powers
+from ordermerge.eval.figures import COLOURS, hint, join_equal, label, save_figure, scale_by_powers
 from ordermerge.eval.scoring.table import NO_FILTER, digits
 
 MOST_PANELS = 12  # as many as can be looked at; more would take minutes to draw
@@ -114,6 +114,7 @@ def _paint_prices(axes: Axes, panel: PricePanel, height: float) -> None:
     scores = [one for one in panel.scores if one.kind == "single runs"] + list(named.values())
     low, high = _score_limits(panel.scores)
     points = _side_by_side(scores, low, high)
+    names = {one.model: name for name, one in named.items()}
     for kind, look in _KINDS.items():
         chosen = [one for one in scores if one.kind == kind]
         inside = [(one, *one.interval) for one in chosen if one.interval and low <= one.score <= high]
@@ -122,9 +123,11 @@ def _paint_prices(axes: Axes, panel: PricePanel, height: float) -> None:
             above = [max(end - one.score, 0) for one, _, end in inside]
             x, y = zip(*(points[one.model] for one, _, _ in inside), strict=True)
             axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=look["color"], elinewidth=1)
-        if chosen:
-            x, y = zip(*(points[one.model] for one in chosen), strict=True)
-            axes.plot(x, y, **look, linestyle="", label=kind, clip_on=False)
+        for one in chosen:
+            first = one is chosen[0]
+            (drawn,) = axes.plot(*points[one.model], **look, linestyle="", label=kind if first else None, clip_on=False)
+            name = names.get(one.model, one.model)
+            hint(drawn, f"{name}: {digits(one.score)}{_ends(one.interval)}, price {one.price:.3g}")
     axes.set_ylim(low, high)
     prices = sorted({one.price for one in scores})
     ticks = _apart(prices, 0.08 * prices[-1])
@@ -135,6 +138,10 @@ def _paint_prices(axes: Axes, panel: PricePanel, height: float) -> None:
     axes.set_ylabel(label(panel.metric) + better)
     axes.set_title(label(f"{_score_name(panel.task, panel.filter)}: score by price", 60), loc="left")
     _write_names(axes, {name: (one, points[one.model]) for name, one in named.items()}, height)
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    return f" ({digits(interval[0])} to {digits(interval[1])})" if interval else ""
 
 
 def _side_by_side(scores: Sequence[PricedScore], low: float, high: float) -> dict[str, tuple[float, float]]:
@@ -277,23 +284,24 @@ def _paint_effects(
     models: Mapping[str, str],
     references: Sequence[tuple[str, str]],
 ) -> None:
-    shown = list(models.values())
+    names, shown = list(models), list(models.values())
     for place, reference in enumerate(references):
         chosen = [one for one in found if _held_against(one) == reference and one.model in shown]
         offset = 0.66 / len(references) * (place - (len(references) - 1) / 2)
-        axes.errorbar(
-            [one.difference for one in chosen],
-            [shown.index(one.model) + offset for one in chosen],
-            xerr=[
-                [max(one.difference - one.low, 0) for one in chosen],
-                [max(one.high - one.difference, 0) for one in chosen],
-            ],
-            fmt=_MARKERS[place % len(_MARKERS)],
-            markersize=4.5,
-            color=COLOURS[place % len(COLOURS)],
-            capsize=2,
-            label=reference[1],
-        )
+        for one in chosen:
+            row = shown.index(one.model)
+            drawn = axes.errorbar(
+                one.difference,
+                row + offset,
+                xerr=[[max(one.difference - one.low, 0)], [max(one.high - one.difference, 0)]],
+                fmt=_MARKERS[place % len(_MARKERS)],
+                markersize=4.5,
+                color=COLOURS[place % len(COLOURS)],
+                capsize=2,
+                label=reference[1] if one is chosen[0] else None,
+            )
+            lead = f"{'+' * (one.difference >= 0)}{digits(one.difference)}{_ends((one.low, one.high))}"
+            hint(drawn.lines[0], f"{names[row]} less {reference[1]}: {lead}")
     axes.axvline(0, color="#000000", linewidth=0.8)
     axes.set_yticks(range(len(models)), list(models))
     axes.set_ylim(len(models) - 0.5, -0.5)
@@ -364,10 +372,12 @@ def learning_figure(losses: Mapping[str, Curve], eval_losses: Mapping[str, Curve
         for place, (name, curve) in enumerate(losses.items()):
             colour = COLOURS[place % len(COLOURS)]
             marker = "." if len(curve) < _SPARSE else ""
-            axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1, marker=marker, label=label(name))
+            (drawn,) = axes.plot(*zip(*curve, strict=True), color=colour, linewidth=1, marker=marker, label=label(name))
+            hint(drawn, f"{name}: training loss")
             if eval_losses.get(name):
                 steps, values = zip(*eval_losses[name], strict=True)
-                axes.plot(steps, values, color=colour, marker="o", markersize=4, linestyle="--", linewidth=1)
+                (drawn,) = axes.plot(steps, values, color=colour, marker="o", markersize=4, linestyle="--", linewidth=1)
+                hint(drawn, f"{name}: validation loss")
         validated = any(eval_losses.values())
         axes.set_title("Loss along the training, by order" + " (dashed: validation)" * validated, loc="left")
         axes.set_xlabel("optimizer step")

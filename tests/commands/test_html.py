@@ -26,7 +26,8 @@ MEASURE = """() => {
   const box = part => part.getBoundingClientRect();
   const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
-  const found = {overlaps: [], outside: [], clipped: [], texts: 0, small: 99, broken: []};
+  const found = {overlaps: [], outside: [], clipped: [], texts: 0, small: 99, broken: [],
+    hints: [...document.querySelectorAll("svg title")].map(title => title.textContent)};
   for (const svg of document.querySelectorAll("svg")) {
     const texts = [...svg.querySelectorAll("g[id^=text_]")].filter(text => box(text).width > 0);
     found.texts += texts.length;
@@ -46,7 +47,7 @@ MEASURE = """() => {
   while (pieces.nextNode()) {
     const piece = document.createRange();
     piece.selectNodeContents(pieces.currentNode);
-    if (pieces.currentNode.parentNode.closest("td") && !/\\s/.test(pieces.currentNode.data)
+    if (pieces.currentNode.parentNode.closest("td, th") && !/\\s/.test(pieces.currentNode.data)
         && piece.getClientRects().length > 1) found.broken.push(pieces.currentNode.data);
   }
   found.beyond = document.documentElement.scrollWidth - innerWidth;
@@ -129,6 +130,8 @@ def test_nothing_is_clipped_or_overlaps_and_nothing_is_fetched(
     assert found["beyond"] <= 0, "the page is wider than the window"
     assert found["clipped"] == []
     assert found["broken"] == [], "words of names, cut in the middle"
+    assert "order_1: 0.820 (0.781 to 0.859), price 1" in found["hints"]
+    assert "tail less the mean of the single models: +0.182 (0.162 to 0.202)" in found["hints"]
     assert found["texts"] > 40
     assert found["overlaps"] == []
     assert found["outside"] == []

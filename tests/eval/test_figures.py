@@ -2,11 +2,12 @@
 
 import csv
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from ordermerge.eval.figures import COLOURS, STYLE, save_figure
+from ordermerge.eval.figures import COLOURS, STYLE, hint, save_figure
 
 
 def paint(figure: Figure) -> None:
@@ -25,6 +26,17 @@ def test_figure_and_data_lie_side_by_side_and_are_reproducible(tmp_path: Path) -
     assert COLOURS[0].lower() in first[1].read_text()
     assert list(csv.reader(first[2].read_text().splitlines())) == [["name", "value"], ["a, b", "1.5"], ["c", ""]]
     assert sorted(file.name for file in (tmp_path / "one").iterdir()) == sorted(file.name for file in first)
+
+
+def test_hint_is_a_title_of_what_is_drawn_whatever_its_text(tmp_path: Path) -> None:
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, text in enumerate(['a <b> & "c"', "one,\nand two"]):
+            hint(axes.plot([1, 2], [number, number])[0], text)
+
+    _, drawing, _ = save_figure(tmp_path / "hints", (2, 2), draw, [], [])
+    titles = [title.text for title in ElementTree.parse(drawing).iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == ['a <b> & "c"', "one, and two"]
 
 
 def test_style_does_not_leak_into_other_figures(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def html_page(markdown: str, title: str, folder: Path, pictures: Collection[Path
     tokens = parser.parse(markdown)
     contents = _contents(tokens)
     for cell, text in pairwise(tokens):
-        if cell.type == "td_open":
+        if cell.type in ("td_open", "th_open"):
             _fit(cell, text)
     body = parser.renderer.render(tokens, parser.options, {})
     return _PAGE.substitute(title=html.escape(title), contents=contents, body=body)
@@ -126,7 +126,7 @@ def html_page(markdown: str, title: str, folder: Path, pictures: Collection[Path
 
 def _fit(cell: Token, text: Token) -> None:
     """Let a long cell wrap between words, and a long name after an underscore rather than in the middle of a word."""
-    if len(text.content) > _LONG:
+    if cell.type == "td_open" and len(text.content) > _LONG:
         cell.attrSet("class", "words")
     for part in text.children or ():
         if part.type == "text" and "_" in part.content:
