@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_sessionstart() -> None:
     """Refuse to test another package than the checkout's: an old wheel passes tests of code that is broken."""
-    installed = Path(ordermerge.__file__).parent
+    installed = Path(ordermerge.__path__[0])  # of a folder that pip left behind there is no `__file__`
     folders = (ROOT / name for name in ("src/ordermerge", "merge_methods", "train", "eval"))
     differing = [path for folder in folders for path in folder.rglob("*.py") if not _is_installed(path, installed)]
     if differing:

@@ -13,6 +13,7 @@ import torch
 
 from ordermerge import compiled, loops
 from ordermerge.counter import random_words, stream_key
+from ordermerge.eval import inspect
 from ordermerge.unchanged import changed
 
 # Counts by loops what two models changed, and says how often kept code was found.
@@ -27,6 +28,7 @@ if "ordermerge.eval.inspect.compiled" in sys.modules:
     print(sum(sys.modules["ordermerge.eval.inspect.compiled"]._measure.stats.cache_hits.values()))
 """
 COUNTED = ["10 9", "10 9"]
+PACKAGE = Path(inspect.__file__).parent
 
 
 def run(code: str, *flags: str, **env: str) -> tuple[list[str], str]:
@@ -46,14 +48,16 @@ def test_first_use_compiles_silently_and_the_next_process_finds_the_code(tmp_pat
 
 
 @pytest.mark.parametrize("cache", ["writable", "/dev/null/unwritable"])
-def test_read_only_site_packages_and_home_do_not_matter(tmp_path: Path, cache: str) -> None:
-    """Root may write everywhere, so Numba is told that the folder beside the code is none to try."""
+def test_code_is_kept_in_the_users_cache_and_not_beside_the_package(tmp_path: Path, cache: str) -> None:
+    """Beside the package it outlives `pip uninstall`, and is then imported in place of an editable install."""
     home = str(tmp_path / cache)
     env = {"HOME": home, "XDG_CACHE_HOME": home, "LOCALAPPDATA": home}
-    out, err = run(COUNT, "-W", "error", NUMBA_CACHE_LOCATOR_CLASSES="UserWideCacheLocator", **env)
+    before = set(PACKAGE.rglob("*.nbi"))
+    out, err = run(COUNT, "-W", "error", **env)
     assert out == [*COUNTED, "0"]
     assert err == ""
     assert bool(list(tmp_path.rglob("*.nbi"))) == (cache == "writable")
+    assert set(PACKAGE.rglob("*.nbi")) == before
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,24 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
+# Where Numba keeps compiled code: what NUMBA_CACHE_DIR names, or the user's cache. Not beside the code, which comes
+# first otherwise: pip leaves such a folder in site-packages, where it hides a later editable install of the package.
+_PLACES = "UserProvidedCacheLocator,UserWideCacheLocator"
+
 part = numba.njit(nogil=True)
 
 
 def loop(function: Callable[..., Any]) -> Any:
     """Compile at the first call; where Numba finds a folder to keep the result in, only once per machine."""
+    config: Any = numba.config
+    given = getattr(config, "CACHE_LOCATOR_CLASSES", "")
+    config.CACHE_LOCATOR_CLASSES = given or _PLACES
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
         return numba.njit(nogil=True)(function)
+    finally:
+        config.CACHE_LOCATOR_CLASSES = given
 
 
 @intrinsic  # type: ignore[untyped-decorator]
