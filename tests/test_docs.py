@@ -40,6 +40,16 @@ def test_readme_scores_are_those_of_the_committed_results() -> None:
     assert priced_rows(README) == rows
 
 
+def test_scores_on_other_cpus_are_those_of_the_committed_results() -> None:
+    page, results = (ROOT / "recipes" / "quickstart" / name for name in ("README.md", "results/cpus.md"))
+    table = results.read_text(encoding="utf-8")
+    assert table in page.read_text(encoding="utf-8")
+    scores = dict(re.findall(r"^\| (\w+) \| (\d\.\d+) ", table, re.MULTILINE))
+    for row in priced_rows(README):
+        name, score = re.match(r"\| ([\w ]+) \|(?:[^|]*\|){2} (\d\.\d+)", row).groups()
+        assert scores.get(name, score) == score  # on the kind of CPU of the committed report
+
+
 def test_tables_in_the_docs_are_those_of_the_committed_studies() -> None:
     prices, questions = (ROOT / "studies" / "price" / "results" / "answers.md").read_text().strip().split("\n\n")
     evidence = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
