@@ -56,7 +56,7 @@ def test_tables_in_the_docs_are_those_of_the_committed_studies() -> None:
     assert prices in README
     assert prices in evidence
     assert questions in evidence
-    for study in ("banking77", "position", "order_noise", "merges", "mixes"):
+    for study in ("banking77", "position", "order_noise", "merges", "mixes", "four_epochs"):
         for table in (ROOT / "studies" / study / "results" / "answers.md").read_text().strip().split("\n\n"):
             assert table in evidence
 
