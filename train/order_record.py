@@ -191,12 +191,12 @@ def _pitfalls(
         )
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown not in (end, tokenizer.bos_token_id, tokenizer.pad_token_id):
-        samples_with = [row for row, tokens in enumerate(prepared.train["input_ids"]) if unknown in tokens]
-        if samples_with:
+        rows = [row for row, tokens in enumerate(prepared.train["input_ids"]) if unknown in tokens]
+        if rows:
+            unit, first = "pack" if prepared.packs else "sample", prepared.train[rows[0]][SAMPLE_ID]
             yield (
-                f"{len(samples_with)} of {total} samples have words that the tokenizer does not know, record "
-                f"{prepared.train[samples_with[0]][SAMPLE_ID]} first: all of these become one token, "
-                f"{tokenizer.unk_token!r}"
+                f"{len(rows)} of {len(prepared.train)} {unit}s have words that the tokenizer does not know, {unit} "
+                f"{first} first: all of these become one token, {tokenizer.unk_token!r}"
             )
     if base.model.device.type == "cpu" and _without_instructions(base.model.dtype):
         yield (
@@ -214,5 +214,5 @@ def _pitfalls(
 
 def _without_instructions(dtype: torch.dtype) -> bool:
     """Return whether PyTorch multiplies matrices of a dtype in plain loops on this CPU."""
-    check = _HALVES.get(dtype) if torch.backends.mkldnn.is_available() else None
-    return check is not None and not getattr(torch.ops.mkldnn, check)()
+    check = getattr(torch.ops.mkldnn, _HALVES.get(dtype, ""), None) if torch.backends.mkldnn.is_available() else None
+    return check is not None and not check()

@@ -49,7 +49,7 @@ class Tokenizer:
     [
         (["question"] * 2, [[5, EOS]] * 2, "all 2 samples have one prompt, 'question'; a field goes into braces"),
         (["a", "b"], [[5, EOS, EOS], [5, EOS]], "1 of 2 samples end with '</s>' twice: the tokenizer appends one"),
-        (["a", "b"], [[5], [UNKNOWN, 5, UNKNOWN]], "1 of 2 samples have words that .* know, record 1 first: .*'<unk>'"),
+        (["a", "b"], [[5], [UNKNOWN, 5, UNKNOWN]], "1 of 2 samples have words that .* know, sample 1 first: .*'<unk>'"),
         (["a", "b"], [[5] * 9, [5]], "the longest sample has 9 tokens, .* `max_position_embeddings: 8`: what lies"),
     ],
 )
