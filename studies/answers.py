@@ -142,7 +142,7 @@ def panel_of(rows: list[tuple], title: str) -> PricePanel:
     """Return the panel of score by price; in it single runs are controls, several models are merges."""
     scores = []
     for label, price, score, half, families in rows:
-        kind: Kind = "base model" if not price else "controls" if label.startswith(("one run", "best")) else "merges"
+        kind: Kind = "base model" if not price else "controls" if label.startswith(("one ", "best")) else "merges"
         interval = (score - half, score + half) if families >= FEWEST else None
         scores.append(PricedScore(label, kind, price, score, interval))
     return PricePanel(title, "score", NO_FILTER, True, scores)
