@@ -10,6 +10,8 @@ are both drawn from larger populations, so the variance of the mean over F famil
 
 with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 what is left of the single values
 without both: the mean squares of two crossed random effects (Searle, Casella and McCulloch, Variance Components, 1992).
+A component of variance that comes out negative is taken as 0, so that families which agree by chance leave the documents'
+part, and never nothing.
 Student's t has the F - 1 degrees of freedom of the families, which is cautious. p-values are corrected for the number
 of questions (Holm).
 """
@@ -87,8 +89,9 @@ def standard_error(values: np.ndarray) -> float:
     of_families, of_documents = values.mean(axis=1), values.mean(axis=0)
     left = values - of_families[:, None] - of_documents + values.mean()
     rest = (left**2).sum() / ((families - 1) * (documents - 1))
-    variance = of_families.var(ddof=1) / families + of_documents.var(ddof=1) / documents - rest / values.size
-    return float(np.sqrt(max(variance, 0)))
+    family = max(of_families.var(ddof=1) - rest / documents, 0)
+    document = max(of_documents.var(ddof=1) - rest / families, 0)
+    return float(np.sqrt(family / families + document / documents + rest / values.size))
 
 
 def answer(name: str, first: np.ndarray, second: np.ndarray) -> Contrast:

@@ -12,6 +12,14 @@ def planted(draw: np.random.Generator, families: int, documents: int) -> np.ndar
     return 0.1 + of_family + of_document + draw.normal(0, 0.3, (families, documents))
 
 
+def test_families_that_agree_by_chance_leave_the_error_of_the_documents() -> None:
+    draw = np.random.default_rng(0)
+    values = np.round(draw.normal(0, 1, (2, 400)))
+    values[1] += values[0].mean() - values[1].mean()
+    assert values[0].mean() == pytest.approx(values[1].mean())
+    assert answers.standard_error(values) == pytest.approx(values.mean(axis=0).std(ddof=1) / 20, rel=0.1)
+
+
 def test_standard_error_is_that_of_the_planted_effects() -> None:
     draw = np.random.default_rng(0)
     found = [answers.standard_error(planted(draw, 5, 200)) ** 2 for _ in range(400)]
