@@ -10,8 +10,8 @@ are both drawn from larger populations, so the variance of the mean over F famil
 
 with s_F^2 the variance of the families' means, s_n^2 of the documents' and s^2 what is left of the single values
 without both: the mean squares of two crossed random effects (Searle, Casella and McCulloch, Variance Components, 1992).
-A component of variance that comes out negative is taken as 0, so that families which agree by chance leave the documents'
-part, and never nothing.
+A component of variance that comes out negative is taken as 0: families that agree by chance leave the documents' part,
+and never nothing.
 Student's t has the F - 1 degrees of freedom of the families, which is cautious. p-values are corrected for the number
 of questions (Holm).
 """
