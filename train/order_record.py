@@ -183,28 +183,31 @@ def _pitfalls(
     if "prompt" in train.column_names and total > 1 and len(prompts := set(train["prompt"])) == 1 and any(prompts):
         yield f"all {total} samples have one prompt, {quoted(prompts.pop())}; a field goes into braces: {{question}}"
     end = tokenizer.eos_token_id
-    doubled = sum(tokens[-2:] == [end, end] for tokens in prepared.train["input_ids"])
+    special = (end, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    unknown = None if tokenizer.unk_token_id in special else tokenizer.unk_token_id
+    doubled, longest, rows = 0, 0, list[int]()
+    for row, tokens in enumerate(prepared.train["input_ids"]):
+        doubled += tokens[-2:] == [end, end]
+        longest = max(longest, len(tokens))
+        if unknown in tokens:
+            rows.append(row)
     if doubled:
         yield (
             f"{doubled} of {total} samples end with {tokenizer.eos_token!r} twice: the tokenizer appends one of its "
             "own; set `add_eos_token` to false in the base model's tokenizer_config.json"
         )
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown not in (end, tokenizer.bos_token_id, tokenizer.pad_token_id):
-        rows = [row for row, tokens in enumerate(prepared.train["input_ids"]) if unknown in tokens]
-        if rows:
-            unit, first = "pack" if prepared.packs else "sample", prepared.train[rows[0]][SAMPLE_ID]
-            yield (
-                f"{len(rows)} of {len(prepared.train)} {unit}s have words that the tokenizer does not know, {unit} "
-                f"{first} first: all of these become one token, {tokenizer.unk_token!r}"
-            )
+    if rows:
+        unit, first = "pack" if prepared.packs else "sample", prepared.train[rows[0]][SAMPLE_ID]
+        yield (
+            f"{len(rows)} of {len(prepared.train)} {unit}s have words that the tokenizer does not know, {unit} "
+            f"{first} first: all of these become one token, {tokenizer.unk_token!r}"
+        )
     if base.model.device.type == "cpu" and _without_instructions(base.model.dtype):
         yield (
             f"this CPU has no instructions for matrices of {str(base.model.dtype).removeprefix('torch.')}, and takes "
             "about ten times as long as in float32; `model.dtype: float32` trains in that"
         )
     known = getattr(base.model.config, "max_position_embeddings", None)
-    longest = max(map(len, prepared.train["input_ids"]), default=0)
     if known and longest > known:
         yield (
             f"the longest sample has {longest} tokens, and the base model's config says `max_position_embeddings: "
