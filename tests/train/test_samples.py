@@ -305,12 +305,14 @@ def test_exact_copies_are_kept_and_counted(write_experiment: Write):
     assert len(samples.train) == 5
 
 
-def test_a_hub_dataset_that_cannot_be_loaded_is_named(write_experiment: Write, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("offline", "reason"), [(False, "no way through"), (True, "it is out of reach")])
+def test_a_hub_dataset_that_cannot_be_loaded_is_named(
+    offline: bool, reason: str, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+):
     def load_dataset(*args: Any, **named: Any) -> None:
         raise ConnectionError("no way\nthrough")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        UserError, match=r"'org/set' is no file here and .* the hub: (no way through|it is out of reach)"
-    ):
+    monkeypatch.setattr("ordermerge.train.samples.is_offline", lambda: offline)
+    with pytest.raises(UserError, match=rf"'org/set' is no file here and .* the hub: {reason}"):
         load_samples(write_experiment(data={"train": "org/set"}))
