@@ -17,10 +17,7 @@ TWO, FOUR, LONGER = "annealed/two_orders", "annealed/weighted_average", "anneale
 PANELS = {  # title, and the models of each curve
     "price": (
         "One run has learned the task\n(0.8 M parameters, 2 epochs)",
-        {
-            "merge more orders": ["annealed/two_orders", "annealed/weighted_average"],
-            "train longer": ["annealed/longer"],
-        },
+        {"merge more orders": [TWO, FOUR], "train longer": [LONGER]},
     ),
     "banking77": (
         "One run has not\n(SmolLM2-135M, 1 epoch of 500 samples)",
