@@ -52,7 +52,9 @@ def test_experiment_passes_the_dry_run(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_check_command_accepts_it(path: Path) -> None:
+def test_check_command_accepts_it(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT)
+    monkeypatch.chdir(tmp_path)  # the checkout may hold the quickstart's sub-models in runs/
     done = CliRunner().invoke(main, ["check", str(path)])
     if path in EXPERIMENTS or path in HUB:
         assert done.exit_code == 0, done.output
